@@ -1,0 +1,42 @@
+# serve, test, check and bench each set up what they need in .venv; nothing else on the machine is touched.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+HOST   ?= 127.0.0.1
+PORT   ?= 8000
+MODEL  ?=
+# The CPU build of PyTorch, unless the machine has an NVIDIA GPU or TORCH says otherwise.
+TORCH  ?= torch==2.13.0
+
+.PHONY: install serve test test-slow check bench clean
+
+install: $(VENV)/installed
+
+$(VENV)/installed: pyproject.toml CMakeLists.txt $(wildcard csrc/*/*)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet $(TORCH)
+	$(BIN)/python -m pip install --quiet "scikit-build-core>=0.11" "nanobind>=2.9" "cmake>=3.20" ninja
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[test]"
+	touch $@
+
+serve: install
+	$(BIN)/octavo serve $(MODEL) --host $(HOST) --port $(PORT)
+
+test: check
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: install
+	$(BIN)/python -m pytest -m slow
+
+check: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: install
+	$(BIN)/python -m benches.serving.workloads
+
+clean:
+	rm -rf $(VENV) build
