@@ -1,7 +1,7 @@
 """Parse and format bytes, seconds and counts; the one place that knows GiB from GB.
 
 Values live in base units (bytes, seconds, plain counts) everywhere else and are formatted at the edge.
-Parsing is strict: a unit that means two things to two people (`8G`, `5m`) is refused with both readings named.
+Parsing is strict: a unit that can mean two things (`8G`, `5m`) is refused with both readings named.
 """
 
 from __future__ import annotations

@@ -1,0 +1,261 @@
+"""What the front process and an engine process say to each other.
+
+    front                                   engine
+      |  Configure(config)          ->        |     first frame of the link
+      |        <-   Hello, Loading..., Ready  |     or LoadFailed, after which the engine exits
+      |  Submit                     ->        |
+      |        <-   Accepted                  |     or Refused: the request never ran
+      |        <-   Delta..., ChoiceEnded...  |     choices interleave; each ends once
+      |        <-   Ended                     |     last frame of a request, exactly once after Accepted
+      |  Cancel                     ->        |     answered by Ended, unless that is under way already
+      |        <-   Stats                     |     about once a second, busy or idle
+      |  Drain                      ->        |     finish what runs, then close the link and exit with 0
+
+The front tokenizes and renders chat templates; the engine detokenizes and matches stop texts, since they end
+a sequence. Frames are MessagePack maps tagged by type; nothing in them is ever executed.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from octavo.config import EngineConfig
+from octavo.core.sequence import SamplingParams
+
+PROTOCOL = 1
+"""Raised when a frame changes its meaning. Two processes that differ in it part at once."""
+
+
+class Frame(
+    msgspec.Struct, frozen=True, kw_only=True, tag=True, forbid_unknown_fields=True, omit_defaults=True
+):
+    """Base of all frames. Unknown fields are refused: both ends are of one version."""
+
+
+class Configure(Frame, frozen=True):
+    """Front to engine, first of all."""
+
+    protocol: int
+    version: str
+    config: EngineConfig
+
+
+class Hello(Frame, frozen=True):
+    """Engine to front, as soon as it has read Configure and before it loads anything."""
+
+    protocol: int
+    version: str
+    pid: int
+
+
+class Loading(Frame, frozen=True):
+    """Progress of loading.
+
+    phase  such as "weights" or "cache"
+    done   of `total`, in bytes; a total of 0 means not known
+    """
+
+    phase: str
+    done: int = 0
+    total: int = 0
+
+
+class LoadFailed(Frame, frozen=True):
+    """The model cannot be served; `message` is meant to be read by the operator as it is."""
+
+    code: str
+    message: str
+
+
+class Decision(Frame, frozen=True):
+    """A setting that was "auto", what became of it, and why."""
+
+    field: str
+    value: str
+    because: str
+
+
+class Kernel(Frame, frozen=True):
+    """The implementation chosen for an op, and a reason for each one passed over."""
+
+    op: str
+    name: str
+    passed_over: tuple[str, ...] = ()
+
+
+class Ready(Frame, frozen=True):
+    """The engine serves.
+
+    model            name to show
+    model_path       folder the weights came from; None for random weights from a lone config.json
+    tokenizer_path   folder the front loads its tokenizer from; None when there is none (token ids only)
+    fingerprint      of weights and layout, hexadecimal
+    num_kv_blocks    blocks requests can use
+    memory           (what, bytes, remark) rows of the plan, as printed
+    load_s           seconds from Configure to here
+    """
+
+    model: str
+    model_path: str | None
+    tokenizer_path: str | None
+    fingerprint: str
+    dtype: str
+    device: str
+    vocab_size: int
+    max_model_len: int
+    num_parameters: int
+    num_kv_blocks: int
+    block_tokens: int
+    memory: tuple[tuple[str, int, str], ...] = ()
+    decisions: tuple[Decision, ...] = ()
+    kernels: tuple[Kernel, ...] = ()
+    load_s: float = 0.0
+
+
+class Submit(Frame, frozen=True):
+    """Run this prompt.
+
+    request_id  chosen by the front, unique on this link
+    priority    smaller goes first
+    namespace   who may share cached blocks with it
+    arrival_s   age is measured from here; seconds on the machine-wide monotonic clock (`time.monotonic`)
+    """
+
+    request_id: str
+    prompt_token_ids: tuple[int, ...]
+    params: SamplingParams
+    priority: int = 0
+    namespace: bytes = b""
+    arrival_s: float = 0.0
+
+
+class Cancel(Frame, frozen=True):
+    """Nobody waits for this request any more. Unknown ids are no error: the request may just have ended."""
+
+    request_id: str
+
+
+class Drain(Frame, frozen=True):
+    """No Submit follows. Finish what runs, then exit with 0."""
+
+
+class Accepted(Frame, frozen=True):
+    """The request is in the scheduler's queue and will end with Ended."""
+
+    request_id: str
+
+
+class Refused(Frame, frozen=True):
+    """The request never ran. `code` is that of an `OctavoError`.
+
+    param          the request field at fault, if one is
+    retry_after_s  when it may succeed, for code "overloaded"
+    """
+
+    request_id: str
+    code: str
+    message: str
+    param: str | None = None
+    retry_after_s: float | None = None
+
+
+class TokenLogprob(Frame, frozen=True, array_like=True, tag=False, omit_defaults=False):
+    """A token's log-probability (nats) and the likeliest tokens at its place, best first."""
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+class Delta(Frame, frozen=True):
+    """What one returned choice gained.
+
+    index      0 .. n-1. With best_of > n or beams only the winners are sent, whole, after all have ended
+    text       may be empty while a character or a possible stop text is incomplete
+    token_ids  every token, the one that ended it included
+    logprobs   one per token, when the request asked
+    """
+
+    request_id: str
+    index: int
+    text: str
+    token_ids: tuple[int, ...]
+    logprobs: tuple[TokenLogprob, ...] | None = None
+
+
+class ChoiceEnded(Frame, frozen=True):
+    """One returned choice is complete; no Delta of it follows.
+
+    finish_reason  "stop", "length", "cancelled" or "error"
+    stop_reason    stop text or stop token id that ended it; None for the model's end tokens
+    """
+
+    request_id: str
+    index: int
+    finish_reason: str
+    stop_reason: str | int | None = None
+    error: str | None = None
+
+
+class Usage(Frame, frozen=True):
+    """Tokens of a request.
+
+    completion_tokens    of the choices returned
+    drawn_tokens         of all sequences, those of best_of and beams that lost included
+    cached_prompt_tokens prompt tokens read from the prefix cache
+    """
+
+    prompt_tokens: int
+    completion_tokens: int
+    drawn_tokens: int = 0
+    cached_prompt_tokens: int = 0
+
+
+class Metrics(Frame, frozen=True):
+    """When things happened, seconds on the engine's monotonic clock; None for what never did."""
+
+    arrival_s: float
+    first_scheduled_s: float | None = None
+    first_token_s: float | None = None
+    finished_s: float | None = None
+    preemptions: int = 0
+    cache_miss_reason: str | None = None
+    seed: int = 0
+
+
+class Ended(Frame, frozen=True):
+    """The request is over.
+
+    error            what went wrong when nothing was returned, else None
+    prompt_logprobs  per prompt token, None for the first; only when asked for
+    """
+
+    request_id: str
+    usage: Usage
+    metrics: Metrics
+    error: str | None = None
+    prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None
+
+
+class Stats(Frame, frozen=True):
+    """The engine's pulse.
+
+    num_steps      forward passes so far; standing still while sequences run means a stall
+    drained_per_s  requests ended per second over the last half minute
+    """
+
+    num_steps: int
+    num_running: int
+    num_waiting: int
+    used_kv_blocks: int
+    num_kv_blocks: int
+    drained_per_s: float = 0.0
+
+
+ToEngine = Configure | Submit | Cancel | Drain
+ToFront = Hello | Loading | LoadFailed | Ready | Accepted | Refused | Delta | ChoiceEnded | Ended | Stats
+
+TO_ENGINE: Any = ToEngine
+TO_FRONT: Any = ToFront
