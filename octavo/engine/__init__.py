@@ -1,0 +1,1 @@
+"""The engine: "auto" becomes numbers, steps are planned and carried out, requests become outputs."""

@@ -1,0 +1,105 @@
+"""From a configuration to a running engine, in order: look, plan, load."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+
+import torch
+
+from octavo.arch import Arch
+from octavo.codec.numbers import NumberTokenizer
+from octavo.codec.tokenizer import Tokenizer
+from octavo.config import EngineConfig
+from octavo.core.scheduler import Scheduler
+from octavo.engine.locate import Location, locate
+from octavo.engine.loop import Engine
+from octavo.engine.machine import Machine, read_machine
+from octavo.engine.resolve import Resolved, resolve
+from octavo.errors import ConfigError
+from octavo.exec.runner import Runner
+from octavo.kv.layout import DenseLayout
+from octavo.kv.pool import KvPool
+from octavo.models.loader import load
+from octavo.models.model import Model
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What will be built, settled before a weight is read."""
+
+    config: EngineConfig
+    location: Location
+    arch: Arch
+    machine: Machine
+    resolved: Resolved
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """A running engine and what it was made of."""
+
+    plan: Plan
+    engine: Engine
+    model: Model
+    tokenizer: Tokenizer
+
+
+def plan(config: EngineConfig) -> Plan:
+    """Everything that can be known from config.json and this machine. Reads no weights."""
+    location = locate(config.model.model)
+    if config.model.load_format == "dummy":
+        location = replace(location, is_random=True)
+    arch = Arch.from_file(location.config)
+    machine = read_machine()
+    device, free_bytes = _device(config.runtime.device, machine)
+    resolved = resolve(config, arch, machine, device=device, free_bytes=free_bytes)
+    return Plan(config, location, arch, machine, resolved)
+
+
+def build(config: EngineConfig, planned: Plan | None = None) -> Built:
+    """Load the model and start the engine. `planned` saves planning twice when it has been shown already."""
+    planned = planned or plan(config)
+    resolved, location = planned.resolved, planned.location
+    torch.set_num_threads(resolved.num_threads)
+    tokenizer = read_tokenizer(location, planned.arch)
+    device = torch.device(resolved.device)
+    dtype = getattr(torch, resolved.dtype)
+    model = load(
+        location.config if location.is_random else location.folder,
+        dtype=dtype,
+        device=device,
+        load_format="dummy" if location.is_random else "auto",
+        seed=config.model.seed,
+    )
+    arch, limits = planned.arch, resolved.limits
+    layout = DenseLayout(arch.num_kv_heads, arch.head_dim, limits.block_tokens, dtype)
+    kv = KvPool(layout, arch.num_layers, limits.num_blocks, device)
+    scheduler = Scheduler(replace(limits, fingerprint=model.fingerprint))
+    engine = Engine(
+        scheduler,
+        Runner(model, kv),
+        tokenizer,
+        vocab_size=arch.vocab_size,
+        clock=time.monotonic,
+        seed=config.model.seed,
+    )
+    return Built(planned, engine, model, tokenizer)
+
+
+def read_tokenizer(location: Location, arch: Arch) -> Tokenizer:
+    """The folder's tokenizer; for a lone config.json, one whose words are the token ids themselves."""
+    if not location.is_random or (location.folder / "tokenizer.json").is_file():
+        return Tokenizer.from_path(location.folder)
+    return NumberTokenizer(arch.vocab_size, arch.end_token_ids)
+
+
+def _device(asked: str, machine: Machine) -> tuple[str, int]:
+    """The device to use and its free bytes."""
+    has_cuda = torch.cuda.is_available()
+    if asked.startswith("cuda") and not has_cuda:
+        raise ConfigError(f"device={asked!r}: no CUDA device is present; use device='cpu' or 'auto'")
+    if asked == "cpu" or not has_cuda:
+        return "cpu", machine.available_bytes
+    device = "cuda" if asked == "auto" else asked
+    return device, torch.cuda.mem_get_info(torch.device(device))[0]

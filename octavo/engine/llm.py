@@ -1,0 +1,228 @@
+"""Offline use: prompts in, finished outputs out, in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from octavo.codec.chat import render
+from octavo.codec.tokenizer import Tokenizer
+from octavo.config import EngineConfig
+from octavo.core.sequence import SamplingParams
+from octavo.engine.build import Built, build
+from octavo.engine.outputs import RequestEnded, RequestOutput, Update
+from octavo.errors import RequestError
+from octavo.units import parse_bytes
+
+Prompt = str | Sequence[int] | Mapping[str, Any]
+_T = TypeVar("_T")
+Message = Mapping[str, Any]
+
+
+class LLM:
+    """A model ready to answer. The names are the ones scripts written for vLLM use.
+
+    model                   directory, hub id, bundled name, or a lone config.json (random weights)
+    dtype                   "auto" takes the checkpoint's own
+    quantization            weight format made at load; None serves the weights as they are
+    kv_cache_dtype          "auto" stores keys and values as the model computes them
+    max_model_len           longest prompt plus output, tokens; None takes the model's
+    max_num_seqs            sequences running side by side
+    max_num_batched_tokens  tokens in one step; None lets the engine choose
+    enable_prefix_caching   reuse the keys and values of equal prompt beginnings
+    block_size              tokens per KV block; None lets the engine choose
+    memory_limit            bytes (or text such as "4GiB") for weights, cache and workspace together
+    num_threads             CPU threads; None takes the cores this process may use
+    seed                    keys the draws of requests that bring no seed
+
+    Raises ConfigError for settings, LoadError for the model. `close` (or `with`) gives the memory back.
+    """
+
+    def __init__(
+        self,
+        model: str | Path = "auto",
+        *,
+        dtype: str = "auto",
+        quantization: str | None = None,
+        kv_cache_dtype: str = "auto",
+        max_model_len: int | None = None,
+        max_num_seqs: int = 256,
+        max_num_batched_tokens: int | None = None,
+        enable_prefix_caching: bool = True,
+        block_size: int | None = None,
+        memory_limit: int | str | None = None,
+        num_threads: int | None = None,
+        seed: int = 0,
+        **more: Any,
+    ) -> None:
+        config = EngineConfig.of(
+            model=str(model),
+            dtype=dtype,
+            quantization=quantization,
+            kv_cache_dtype=kv_cache_dtype,
+            max_model_len=max_model_len,
+            max_num_seqs=max_num_seqs,
+            max_num_batched_tokens=max_num_batched_tokens,
+            enable_prefix_caching=enable_prefix_caching,
+            block_size=block_size,
+            memory_limit=parse_bytes(memory_limit) if isinstance(memory_limit, str) else memory_limit,
+            num_threads=num_threads,
+            seed=seed,
+            **more,
+        )
+        self._start(build(config))
+
+    @classmethod
+    def from_config(cls, config: EngineConfig) -> LLM:
+        """An LLM of a whole configuration, as the command line has it."""
+        made = cls.__new__(cls)
+        made._start(build(config))
+        return made
+
+    def _start(self, built: Built) -> None:
+        self.built = built
+        self.engine = built.engine
+        self.tokenizer = built.tokenizer
+        self._num_requests = 0
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        priority: int | Sequence[int] = 0,
+    ) -> list[RequestOutput]:
+        """Answer every prompt; outputs in the order of the prompts.
+
+        prompts          one or many of: text, token ids, {"prompt": text}, {"prompt_token_ids": [...]}
+        sampling_params  one for all, or one each; None means `SamplingParams()`
+        priority         smaller goes first; one for all, or one each
+
+        All requests are checked before the first runs: RequestError then, and nothing has been computed.
+        """
+        several = _several(prompts)
+        params = _each(sampling_params or SamplingParams(), len(several), "sampling_params")
+        priorities = _each(priority, len(several), "priority")
+        ids = self._add_all(several, params, priorities)
+        done: dict[str, RequestOutput] = {}
+        while len(done) < len(ids):
+            for update in self.engine.step():
+                if isinstance(update, RequestEnded):
+                    done[update.request_id] = update.output
+        return [done[request_id] for request_id in ids]
+
+    def stream(self, prompt: Prompt, sampling_params: SamplingParams | None = None) -> Iterator[Update]:
+        """Answer one prompt piece by piece; the last update is a `RequestEnded`.
+
+        Leaving the iterator early cancels the request.
+        """
+        (request_id,) = self._add_all([prompt], [sampling_params or SamplingParams()], [0])
+        try:
+            while True:
+                for update in self.engine.step():
+                    yield update
+                    if isinstance(update, RequestEnded):
+                        return
+        finally:
+            self.engine.cancel(request_id)
+
+    def chat(
+        self,
+        messages: Sequence[Message] | Sequence[Sequence[Message]],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        add_generation_prompt: bool = True,
+        chat_template: str | None = None,
+    ) -> list[RequestOutput]:
+        """Answer one conversation, or several, rendered with the model's chat template (or the one given)."""
+        several = [messages] if messages and isinstance(messages[0], Mapping) else messages
+        prompts = [
+            {"prompt_token_ids": self.chat_token_ids(one, add_generation_prompt, chat_template)}
+            for one in several
+        ]
+        return self.generate(prompts, sampling_params)
+
+    def chat_token_ids(
+        self,
+        messages: Any,
+        add_generation_prompt: bool = True,
+        chat_template: str | None = None,
+    ) -> list[int]:
+        """Token ids of a conversation. Raises RequestError for what the template refuses."""
+        text = render(
+            chat_template or self.tokenizer.chat_template,
+            messages,
+            add_generation_prompt=add_generation_prompt,
+            **self.tokenizer.special_tokens,
+        )
+        return self.tokenizer.encode(text, add_special_tokens=False)
+
+    def close(self) -> None:
+        """Stop the engine's thread and let go of its memory."""
+        self.engine.close()
+
+    def __enter__(self) -> LLM:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _add_all(
+        self, prompts: Sequence[Prompt], params: Sequence[SamplingParams], priorities: Sequence[int]
+    ) -> list[str]:
+        ids: list[str] = []
+        try:
+            for prompt, one, priority in zip(prompts, params, priorities, strict=True):
+                text, tokens = read_prompt(prompt, self.tokenizer)
+                request_id = f"{self._num_requests}"
+                self.engine.add(tokens, one, request_id=request_id, prompt_text=text, priority=priority)
+                self._num_requests += 1
+                ids.append(request_id)
+        except Exception:
+            for request_id in ids:
+                self.engine.cancel(request_id)
+            raise
+        return ids
+
+
+def read_prompt(prompt: Prompt, tokenizer: Tokenizer) -> tuple[str | None, list[int]]:
+    """A prompt in any of its forms as (text if it was text, token ids). Raises RequestError for any other form."""
+    if isinstance(prompt, Mapping):
+        if set(prompt) == {"prompt_token_ids"}:
+            return None, _token_ids(prompt["prompt_token_ids"])
+        if set(prompt) == {"prompt"} and isinstance(prompt["prompt"], str):
+            return prompt["prompt"], tokenizer.encode(prompt["prompt"])
+        raise RequestError(
+            f"a prompt given as a mapping has the key 'prompt' or 'prompt_token_ids', got {sorted(prompt)}",
+            param="prompt",
+        )
+    if isinstance(prompt, str):
+        return prompt, tokenizer.encode(prompt)
+    return None, _token_ids(prompt)
+
+
+def _token_ids(value: Any) -> list[int]:
+    tokens = list(value)
+    for token in tokens:
+        if isinstance(token, bool) or not isinstance(token, int):
+            raise RequestError(f"token ids must be whole numbers, got {token!r}", param="prompt")
+    return tokens
+
+
+def _several(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    """A list of prompts from one or many. A flat list of integers is one prompt."""
+    if isinstance(prompts, str | Mapping):
+        return [prompts]
+    items: list[Any] = list(prompts)
+    if items and all(isinstance(item, int) for item in items):
+        return [items]
+    return items
+
+
+def _each(value: _T | Sequence[_T], count: int, name: str) -> list[_T]:
+    if not isinstance(value, list | tuple):
+        return [value] * count  # type: ignore[list-item]
+    if len(value) != count:
+        raise RequestError(f"{len(value)} {name} for {count} prompts; give one, or one each")
+    return list(value)

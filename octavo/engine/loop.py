@@ -1,0 +1,321 @@
+"""The loop: plan one step ahead, carry out, commit, and tell callers what happened.
+
+While the executor computes step n in its own thread, this one commits step n-1, turns tokens into text and
+plans step n+1. Planning needs counts only, so it does not wait for step n's tokens.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from octavo.codec.tokenizer import Tokenizer
+from octavo.core.scheduler import Scheduler
+from octavo.core.sequence import Request, SamplingParams
+from octavo.core.step import Event, Finished, Forked, Held, Preempted, Step, StepResult, Token
+from octavo.decode.beam import BeamSearch
+from octavo.engine.outputs import ChoiceEnded, Delta, RequestMetrics, Update
+from octavo.engine.tracking import Tracked
+from octavo.errors import Bug, RequestError, Unsupported
+from octavo.exec.executor import Executor, Start
+from octavo.exec.runner import Payload
+
+
+class Engine:
+    """Requests in, updates out. Belongs to one thread; only the executor's work runs beside it.
+
+    vocab_size  rows of the model's head; a tokenizer may know fewer
+    clock       returns seconds that never go back
+    seed        keys the seeds of requests that bring none
+    """
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        executor: Executor,
+        tokenizer: Tokenizer,
+        *,
+        vocab_size: int,
+        clock: Callable[[], float],
+        seed: int = 0,
+    ) -> None:
+        self.scheduler = scheduler
+        self._vocab_size = vocab_size
+        self.tokenizer = tokenizer
+        self._executor = executor
+        self._clock = clock
+        self._seed = seed
+        self._num_added = 0
+        self._tracked: dict[str, Tracked] = {}
+        self._owner: dict[int, tuple[str, int]] = {}
+        self._started: dict[int, int] = {}
+        self._appended: list[tuple[int, int]] = []
+        self._ended: list[int] = []
+        self._flight: tuple[Step, Future[StepResult]] | None = None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="octavo-step")
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether anything is waiting, running or in flight."""
+        return self._flight is not None or bool(self._tracked)
+
+    @property
+    def num_requests(self) -> int:
+        return len(self._tracked)
+
+    def add(
+        self,
+        prompt_token_ids: Sequence[int],
+        params: SamplingParams,
+        *,
+        request_id: str,
+        prompt_text: str | None = None,
+        priority: int = 0,
+        namespace: bytes = b"",
+        arrival_s: float | None = None,
+    ) -> None:
+        """Accept a request. Raises RequestError, and leaves nothing behind, when it can never be served."""
+        if request_id in self._tracked:
+            raise RequestError(f"request id {request_id!r} is already running; choose another", param="request_id")
+        self._check(prompt_token_ids, params)
+        now_s = self._clock()
+        request = Request(
+            request_id=request_id,
+            prompt=tuple(prompt_token_ids),
+            params=params,
+            priority=priority,
+            namespace=namespace,
+            end_token_ids=self.tokenizer.end_ids,
+        )
+        self.scheduler.submit(request, now_s)
+        seed = params.seed if params.seed is not None else self._next_seed()
+        tracked = Tracked(
+            request=request,
+            prompt_text=prompt_text,
+            tokenizer=self.tokenizer,
+            metrics=RequestMetrics(arrival_s=now_s if arrival_s is None else arrival_s, seed=seed),
+        )
+        if params.beam_width is not None:
+            ends = frozenset(params.stop_token_ids) | (
+                frozenset() if params.ignore_eos else self.tokenizer.end_ids
+            )
+            longest = self.scheduler.limits.max_model_len - len(request.prompt)
+            tracked.beams = BeamSearch(
+                beam_width=params.beam_width,
+                length_penalty=params.length_penalty,
+                early_stopping=params.early_stopping,
+                max_new_tokens=min(params.max_tokens or longest, longest),
+                end_ids=ends,
+            )
+        self._tracked[request_id] = tracked
+
+    def _check(self, prompt: Sequence[int], params: SamplingParams) -> None:
+        size = self._vocab_size
+        if not prompt:
+            raise RequestError("the prompt is empty; send at least one token", param="prompt")
+        for token in prompt:
+            if not 0 <= token < size:
+                raise RequestError(
+                    f"prompt token {token} is outside the vocabulary of {size} tokens", param="prompt"
+                )
+        for token in (*params.stop_token_ids, *(params.logit_bias or ())):
+            if token >= size:
+                raise RequestError(f"token id {token} is outside the vocabulary of {size} tokens")
+        if params.beam_width is not None and params.stop:
+            raise Unsupported("stop texts cannot be combined with beam_width; use stop_token_ids", param="stop")
+
+    def _next_seed(self) -> int:
+        self._num_added += 1
+        text = f"octavo seed {self._seed} {self._num_added}".encode()
+        return int.from_bytes(hashlib.sha256(text).digest()[:8], "little")
+
+    def cancel(self, request_id: str) -> list[Update]:
+        """End a request now. Unknown or ended ones are left alone: a cancel may cross its request's end."""
+        if request_id not in self._tracked:
+            return []
+        return self._told(self.scheduler.cancel(request_id, self._clock()))
+
+    def step(self) -> list[Update]:
+        """One turn: plan the next step while the last one runs, start it, commit the last one."""
+        ahead = self._planned()
+        updates: list[Update] = []
+        if self._flight is not None:
+            step, future = self._flight
+            result = future.result()
+            self._flight = None
+            self._launch(ahead)
+            events = self.scheduler.commit(step, result, self._clock())
+            self._note_prompt_logprobs(step, result)
+            updates = self._told(events)
+            if self._flight is None and self._tracked:
+                self._launch(self._planned())
+        else:
+            self._launch(ahead)
+        return updates
+
+    def close(self) -> None:
+        """Wait for the step in flight and stop the thread. Requests still tracked are lost."""
+        self._thread.shutdown(wait=True)
+
+    def _planned(self) -> tuple[Step, list[Start]] | None:
+        now_s = self._clock()
+        step = self.scheduler.plan(now_s)
+        if step is None:
+            return None
+        for seq_id in step.preempted:
+            self._started.pop(seq_id, None)
+        starts = []
+        for piece in step.slices:
+            if self._started.get(piece.seq_id) != piece.epoch:
+                self._started[piece.seq_id] = piece.epoch
+                starts.append(self._start(piece.seq_id, piece.epoch, now_s))
+        return step, starts
+
+    def _start(self, seq_id: int, epoch: int, now_s: float) -> Start:
+        sequence = self.scheduler.sequences[seq_id]
+        request = sequence.request
+        tracked = self._tracked[request.request_id]
+        self._owner.setdefault(seq_id, (request.request_id, sequence.index))
+        metrics = tracked.metrics
+        if metrics.first_scheduled_s is None:
+            metrics.first_scheduled_s = now_s
+            metrics.cached_prompt_tokens = sequence.num_cached_tokens
+            metrics.cache_miss_reason = str(sequence.cache_report.because)
+            tracked.live_beams.add(seq_id)
+        return Start(
+            seq_id=seq_id,
+            epoch=epoch,
+            tokens=tuple(sequence.tokens),
+            num_prompt=len(request.prompt),
+            params=request.params,
+            index=sequence.index,
+            seed=metrics.seed,
+            end_token_ids=request.end_token_ids,
+        )
+
+    def _launch(self, planned: tuple[Step, list[Start]] | None) -> None:
+        if planned is None:
+            return
+        step, starts = planned
+        appended, self._appended = self._appended, []
+        ended, self._ended = self._ended, []
+        future = self._thread.submit(self._executor.run, step, starts, appended, ended)
+        self._flight = (step, future)
+
+    def _note_prompt_logprobs(self, step: Step, result: StepResult) -> None:
+        for output in result.outputs:
+            payload = output.payload
+            owner = self._owner.get(output.seq_id)
+            if isinstance(payload, Payload) and payload.prompt and owner is not None:
+                tracked = self._tracked.get(owner[0])
+                if tracked is not None:
+                    tracked.prompt_logprobs.update(payload.prompt)
+
+    def _told(self, events: Sequence[Event]) -> list[Update]:
+        """Turn scheduler events into updates; stop texts and beams may cause further events."""
+        updates: list[Update] = []
+        queue = list(events)
+        endings = {event.seq_id: event for event in queue if isinstance(event, Finished)}
+        last = {event.seq_id: event.position for event in queue if isinstance(event, Token)}
+        while queue:
+            event = queue.pop(0)
+            if isinstance(event, Token):
+                last.setdefault(event.seq_id, event.position)
+            tracked = self._tracked.get(event.request_id)
+            if tracked is None:
+                continue
+            match event:
+                case Token():
+                    ending = endings.get(event.seq_id) if event.position == last[event.seq_id] else None
+                    queue[:0] = self._on_token(event, tracked, ending, updates)
+                case Forked():
+                    self._owner[event.seq_id] = (event.request_id, event.index)
+                    tracked.live_beams.add(event.seq_id)
+                case Held():
+                    queue[:0] = self._on_held(event, tracked)
+                case Preempted():
+                    tracked.metrics.preemptions += 1
+                case Finished():
+                    self._on_finished(event, tracked, updates)
+        return updates
+
+    def _on_token(
+        self, event: Token, tracked: Tracked, ending: Finished | None, updates: list[Update]
+    ) -> list[Event]:
+        now_s = self._clock()
+        if tracked.metrics.first_token_s is None:
+            tracked.metrics.first_token_s = now_s
+        tracked.num_drawn_tokens += 1
+        if tracked.beams is not None:
+            self._appended.append((event.seq_id, event.token))
+            return []
+        payload = event.payload
+        choice = None
+        if isinstance(payload, Payload):
+            choice = payload.choices[event.index if len(payload.choices) > 1 else 0]
+        is_stop = ending is not None and ending.stop_token is not None
+        delta, hit = tracked.push(event.index, event.token, choice, is_stop=is_stop)
+        if tracked.is_streamed:
+            updates.append(delta)
+        if hit is None:
+            return []
+        tracked.choices[event.index].output.stop_reason = hit
+        return list(self.scheduler.finish(event.seq_id, "stop", now_s))
+
+    def _on_held(self, event: Held, tracked: Tracked) -> list[Event]:
+        payload = event.payload
+        if tracked.beams is None or not isinstance(payload, Payload):
+            raise Bug(f"sequence {event.seq_id} is held without beam candidates")
+        tracked.waiting_beams[event.seq_id] = payload.candidates
+        if set(tracked.waiting_beams) != tracked.live_beams:
+            return []
+        beams = tracked.beams.step(tracked.waiting_beams)
+        tracked.waiting_beams = {}
+        events = self.scheduler.advance(event.request_id, beams, self._clock())
+        forks: dict[int, list[int]] = {}
+        for fork in events:
+            if isinstance(fork, Forked):
+                forks.setdefault(fork.parent_id, []).append(fork.seq_id)
+        continued: set[int] = set()
+        seq_ids = []
+        for parent_id, _ in beams:
+            seq_ids.append(forks[parent_id].pop(0) if parent_id in continued else parent_id)
+            continued.add(parent_id)
+        tracked.beams.named(seq_ids)
+        return events
+
+    def _on_finished(self, event: Finished, tracked: Tracked, updates: list[Update]) -> None:
+        """A sequence has ended: close its choice and, with the last one, the request."""
+        request_id = event.request_id
+        self._owner.pop(event.seq_id, None)
+        if self._started.pop(event.seq_id, None) is not None:
+            self._ended.append(event.seq_id)
+        if tracked.beams is not None:
+            self._on_beam_finished(event, tracked)
+        else:
+            hit = tracked.choice(event.index).stops.hit
+            is_end = event.stop_token in tracked.request.end_token_ids
+            stop_reason = hit if hit is not None else (None if is_end else event.stop_token)
+            rest = tracked.end(event.index, event.reason, stop_reason, event.error)
+            if tracked.is_streamed:
+                if rest:
+                    updates.append(Delta(request_id, event.index, rest, ()))
+                output = tracked.choices[event.index].output
+                reason = output.finish_reason or event.reason
+                updates.append(
+                    ChoiceEnded(request_id, event.index, reason, output.stop_reason, output.error)
+                )
+        if tracked.has_ended:
+            tracked.metrics.finished_s = self._clock()
+            del self._tracked[request_id]
+            updates.append(tracked.ended())
+
+    def _on_beam_finished(self, event: Finished, tracked: Tracked) -> None:
+        """The last live beam has gone: the choices are the best candidates, or what was cut short."""
+        tracked.live_beams.discard(event.seq_id)
+        tracked.waiting_beams.pop(event.seq_id, None)
+        if tracked.live_beams:
+            return
+        cut_short = event.reason if event.reason in ("cancelled", "error") else None
+        tracked.close_beams(cut_short, event.error)

@@ -1,0 +1,183 @@
+""" "auto" becomes numbers, each with its reason, before any weight is read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from octavo.arch import Arch
+from octavo.config import EngineConfig
+from octavo.core.scheduler import Limits
+from octavo.engine.machine import Machine
+from octavo.errors import ConfigError
+from octavo.planner.memory import MemoryPlan, kv_block_bytes, workspace_bytes
+from octavo.units import format_bytes
+
+MEMORY_FRACTION = 0.9
+BLOCK_TOKENS = 16
+BATCHED_TOKENS = {"cpu": 512, "cuda": 4096}
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """One setting that was left open, what it became, and why."""
+
+    field: str
+    value: str
+    because: str
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """An engine's settings with nothing left open."""
+
+    device: str
+    dtype: str
+    num_threads: int
+    max_model_len: int
+    limits: Limits
+    memory: MemoryPlan
+    decisions: tuple[Decision, ...]
+
+
+def resolve(config: EngineConfig, arch: Arch, machine: Machine, *, device: str, free_bytes: int) -> Resolved:
+    """Settle every open setting.
+
+    device      "cpu", "cuda" or "cuda:N", already chosen by whoever can ask the tensor library
+    free_bytes  free memory of that device now
+    Raises ConfigError when the model does not fit, with the table's figures and what would make it fit.
+    """
+    made: list[Decision] = [Decision("device", device, _because_device(config.runtime.device, device))]
+    dtype = _dtype(config, arch, made)
+    threads = _threads(config, machine, made)
+    max_len = _max_model_len(config, arch, made)
+    seqs = config.scheduler.max_num_seqs
+    batched = _batched_tokens(config, device, seqs, made)
+    block_tokens = _block_tokens(config, made)
+    limit = _limit(config, free_bytes, made)
+    memory = _memory(config, arch, dtype, limit, batched, max_len, block_tokens, made)
+    limits = Limits(
+        num_blocks=memory.num_kv_blocks,
+        block_tokens=block_tokens,
+        max_num_seqs=seqs,
+        max_num_batched_tokens=batched,
+        max_model_len=max_len,
+        window_tokens=arch.window_tokens,
+        enable_prefix_caching=config.kv.enable_prefix_caching,
+        max_chunk_tokens=config.scheduler.max_chunk_tokens,
+    )
+    return Resolved(device, dtype, threads, max_len, limits, memory, tuple(made))
+
+
+def _because_device(asked: str, device: str) -> str:
+    if asked != "auto":
+        return "as configured"
+    return "no CUDA device is present" if device == "cpu" else "a CUDA device is present"
+
+
+def _dtype(config: EngineConfig, arch: Arch, made: list[Decision]) -> str:
+    dtype = config.model.dtype
+    if dtype == "auto":
+        dtype = arch.dtype or "float32"
+        made.append(Decision("dtype", dtype, "the checkpoint's own" if arch.dtype else "the checkpoint names none"))
+    kv_dtype = config.kv.kv_cache_dtype
+    if kv_dtype not in ("auto", dtype):
+        raise ConfigError(
+            f"kv_cache_dtype={kv_dtype!r} differs from the model's dtype {dtype!r};"
+            f" this build stores keys and values as the model computes them: use 'auto'"
+        )
+    if kv_dtype == "auto":
+        made.append(Decision("kv_cache_dtype", dtype, "as the model computes"))
+    return dtype
+
+
+def _threads(config: EngineConfig, machine: Machine, made: list[Decision]) -> int:
+    if config.runtime.num_threads is not None:
+        return config.runtime.num_threads
+    because = "cores this process may use (affinity and cgroup quota)"
+    made.append(Decision("num_threads", str(machine.num_cores), because))
+    return machine.num_cores
+
+
+def _max_model_len(config: EngineConfig, arch: Arch, made: list[Decision]) -> int:
+    asked = config.model.max_model_len
+    if asked is None:
+        made.append(Decision("max_model_len", str(arch.max_positions), "positions the model was made for"))
+        return arch.max_positions
+    if asked > arch.max_positions:
+        raise ConfigError(
+            f"max_model_len={asked} exceeds the {arch.max_positions} positions of the model;"
+            f" lower it, or set a RoPE scaling in config.json"
+        )
+    return asked
+
+
+def _batched_tokens(config: EngineConfig, device: str, seqs: int, made: list[Decision]) -> int:
+    asked = config.scheduler.max_num_batched_tokens
+    if asked is not None:
+        if asked < seqs:
+            raise ConfigError(
+                f"max_num_batched_tokens={asked} is below max_num_seqs={seqs}: every running sequence needs"
+                f" one token of each step; raise the first or lower the second"
+            )
+        return asked
+    batched = max(BATCHED_TOKENS[device.partition(":")[0]], seqs)
+    because = "keeps a step short beside running decodes; at least max_num_seqs"
+    made.append(Decision("max_num_batched_tokens", str(batched), because))
+    return batched
+
+
+def _block_tokens(config: EngineConfig, made: list[Decision]) -> int:
+    if config.kv.block_size is not None:
+        return config.kv.block_size
+    made.append(Decision("block_size", str(BLOCK_TOKENS), "small tail waste, short tables"))
+    return BLOCK_TOKENS
+
+
+def _limit(config: EngineConfig, free_bytes: int, made: list[Decision]) -> int:
+    if config.kv.memory_limit is not None:
+        return config.kv.memory_limit
+    limit = int(free_bytes * MEMORY_FRACTION)
+    made.append(Decision("memory_limit", format_bytes(limit), f"{MEMORY_FRACTION:.0%} of what is free now"))
+    return limit
+
+
+def _memory(
+    config: EngineConfig,
+    arch: Arch,
+    dtype: str,
+    limit: int,
+    batched: int,
+    max_len: int,
+    block_tokens: int,
+    made: list[Decision],
+) -> MemoryPlan:
+    weights = arch.weight_bytes(dtype)
+    workspace = workspace_bytes(arch, dtype, batched, config.scheduler.max_num_seqs)
+    block = kv_block_bytes(arch, dtype, block_tokens)
+    fits = (limit - weights - workspace) // block
+    blocks_per_sequence = -(-max_len // block_tokens)
+    blocks = config.kv.num_kv_blocks
+    if blocks is None:
+        useful = config.scheduler.max_num_seqs * blocks_per_sequence + 1
+        blocks = min(fits, useful)
+        because = (
+            f"max_num_seqs x max_model_len needs no more ({fits} would fit)"
+            if useful <= fits
+            else f"what {format_bytes(limit)} leave beside weights and workspace"
+        )
+        made.append(Decision("num_kv_blocks", str(blocks), because))
+    if blocks > fits:
+        raise ConfigError(
+            f"{blocks} KV blocks of {format_bytes(block)} do not fit: weights {format_bytes(weights)} and workspace"
+            f" {format_bytes(workspace)} leave room for {max(fits, 0)} under a memory limit of {format_bytes(limit)};"
+            f" lower num_kv_blocks or raise memory_limit"
+        )
+    if blocks < blocks_per_sequence + 1:
+        need = weights + workspace + (blocks_per_sequence + 1) * block
+        raise ConfigError(
+            f"one sequence of max_model_len={max_len} needs {blocks_per_sequence + 1} KV blocks of"
+            f" {format_bytes(block)}, there is room for {max(blocks, 0)}: lower max_model_len, or raise memory_limit"
+            f" from {format_bytes(limit)} to at least {format_bytes(need)}"
+        )
+    return MemoryPlan(limit, weights, workspace, block, blocks, block_tokens)
+

@@ -1,0 +1,1 @@
+"""One rank's work: a `Step` in, sampled tokens out. Tensors live here; decisions do not."""
