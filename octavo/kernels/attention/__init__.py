@@ -1,0 +1,45 @@
+"""Causal attention over paged keys and values, for prefill chunks and decodes alike."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from octavo.kernels.attention import reference
+from octavo.kernels.choose import Impl, fits_all
+
+
+def paged_attention(
+    q: Tensor,
+    blocks: Tensor,
+    tables: Tensor,
+    starts: Tensor,
+    counts: Tensor,
+    scale: float,
+    window: int | None = None,
+) -> Tensor:
+    """Attention of every row over the cached positions of its sequence, up to its own.
+
+    q       [T, H, D]        queries, already rotated: first all rows of sequence 0, then those of sequence 1 ...
+    blocks  [B, 2, P, K, D]  keys at 0, values at 1, those of this chunk included; contiguous, only read
+    tables  [S, N] int32     block ids of each sequence in order
+    starts  [S] int32        position of each sequence's first row
+    counts  [S] int32        its number of rows, 0 or more; they add up to T
+    scale                    multiplies the scores, usually D ** -0.5
+    window                   a row at position p sees positions p - window + 1 .. p; None: 0 .. p
+
+    Of a sequence only positions max(0, start - window + 1) .. start + count - 1 are read; table entries for
+    others may be anything, and so may the slots they name (freed blocks, NaN).
+
+    Returns a fresh [T, H, D] in q's dtype; sums are taken in float32. Batch invariant: a row's bits depend on
+    nothing but the row and the positions it sees; not on the chunk, the company, the block ids or P. A
+    non-finite value at a position makes the rows that see it NaN and leaves all others as they are.
+    Raises ValueError when shapes, dtypes or counts do not agree, or H is not a multiple of K; IndexError (on
+    the CPU) for a block id outside the pool.
+    Budget: 2 rounding units of q's dtype plus (D + n + 16) of float32 over the row's n positions, relative to the
+    largest value seen.
+    Source: paging, Kwon et al. 2023 (arXiv 2309.06180) sec. 4.1; grouped heads, arXiv 2305.13245.
+    """
+    return reference.paged_attention(q, blocks, tables, starts, counts, scale, window)
+
+
+IMPLS: tuple[Impl, ...] = (Impl("paged_attention", "reference", reference.paged_attention, fits_all),)

@@ -1,0 +1,40 @@
+"""Plain torch. The contract is in the package."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def tables(inv_freq: Tensor, positions: Tensor, scale: float = 1.0) -> tuple[Tensor, Tensor]:
+    if inv_freq.ndim != 1 or positions.ndim != 1:
+        raise ValueError(
+            f"tables: want inv_freq [D/2] and positions [T], got {list(inv_freq.shape)} and {list(positions.shape)}"
+        )
+    if inv_freq.dtype != torch.float32 or positions.dtype.is_floating_point:
+        raise ValueError(
+            f"tables: want float32 inv_freq and integer positions, got {inv_freq.dtype} and {positions.dtype}"
+        )
+    angles = positions.to(torch.float32)[:, None] * inv_freq
+    return angles.cos() * scale, angles.sin() * scale
+
+
+def rotate(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    if q.ndim != 3 or k.ndim != 3 or q.shape[::2] != k.shape[::2] or q.shape[2] % 2 or q.dtype != k.dtype:
+        raise ValueError(
+            f"rotate: want q [T, H, D] and k [T, K, D] of one dtype with D even, "
+            f"got {list(q.shape)} {q.dtype} and {list(k.shape)} {k.dtype}"
+        )
+    want = (q.shape[0], q.shape[2] // 2)
+    if cos.shape != want or sin.shape != want or cos.dtype != torch.float32 or sin.dtype != torch.float32:
+        raise ValueError(
+            f"rotate: want float32 cos and sin {list(want)}, "
+            f"got {list(cos.shape)} {cos.dtype} and {list(sin.shape)} {sin.dtype}"
+        )
+    cos, sin = cos[:, None], sin[:, None]
+    return _rotate(q, cos, sin), _rotate(k, cos, sin)
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    first, second = x.to(torch.float32).chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)

@@ -1,0 +1,1 @@
+"""Cache memory: the tensors behind the block ids."""

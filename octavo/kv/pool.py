@@ -1,0 +1,61 @@
+"""The memory of all blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from octavo.core.step import Copy
+from octavo.kernels.kv_store import copy_blocks
+from octavo.kv.layout import DenseLayout
+
+
+class KvPool:
+    """One arena, [L, B, 2, P, K, D]; a block id names the same block in every layer.
+
+    layout      of a block
+    num_layers  at least 1
+    num_blocks  at least 1; block 0 is as good as any other here
+    device      where the arena lies
+
+    The arena starts as zeros, so its pages are the operating system's until they are written.
+    """
+
+    def __init__(
+        self, layout: DenseLayout, num_layers: int, num_blocks: int, device: torch.device | str = "cpu"
+    ) -> None:
+        if num_layers < 1 or num_blocks < 1:
+            raise ValueError(f"KvPool: want at least 1 layer and 1 block, got {num_layers} and {num_blocks}")
+        self.layout = layout
+        self.num_layers = num_layers
+        self.num_blocks = num_blocks
+        self._arena = torch.zeros((num_layers, *layout.shape(num_blocks)), dtype=layout.dtype, device=device)
+
+    @property
+    def nbytes(self) -> int:
+        return self.num_layers * self.num_blocks * self.layout.block_bytes
+
+    @property
+    def device(self) -> torch.device:
+        return self._arena.device
+
+    def layer(self, index: int) -> Tensor:
+        """The blocks of one layer, [B, 2, P, K, D]: a view to read and write."""
+        return self._arena[index]
+
+    def copy(self, copies: Sequence[Copy]) -> None:
+        """Carry out a step's copies in order, all layers."""
+        if copies:
+            copy_blocks(
+                self._arena,
+                [copy.source for copy in copies],
+                [copy.target for copy in copies],
+                [copy.num_tokens for copy in copies],
+            )
+
+    def poison(self, block_ids: Iterable[int]) -> None:
+        """Fill blocks with NaN, so that a read of what nobody owns shows."""
+        ids = torch.tensor(list(block_ids), dtype=torch.int64, device=self.device)
+        self._arena.index_fill_(1, ids, torch.nan)
