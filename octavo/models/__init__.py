@@ -1,0 +1,1 @@
+"""Decoders built from checkpoints: registry, loader, layers, and one short file per family."""

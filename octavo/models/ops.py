@@ -1,0 +1,75 @@
+"""The kernels one model runs on, chosen once at load."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from octavo.arch import Arch
+from octavo.kernels import activation, attention, embedding, kv_store, linear, norm, rope
+from octavo.kernels.choose import Impl, Need, choose
+
+
+class Decision(NamedTuple):
+    """Which implementation of an op runs, and why those before it in the list do not."""
+
+    op: str
+    impl: str
+    passed_over: tuple[str, ...]
+
+
+class Linear:
+    """A linear layer whose weight lies as its kernel wants it."""
+
+    __slots__ = ("_run", "packed")
+
+    def __init__(self, run: Callable[[Tensor, Any], Tensor], packed: Any) -> None:
+        self._run, self.packed = run, packed
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """[T, I] to [T, O]."""
+        return self._run(x, self.packed)
+
+
+class Ops:
+    """Every op of a decoder for one architecture, dtype and device.
+
+    decisions  what was chosen, in the order of choosing, each once
+
+    Raises KernelUnavailable when an op has no implementation that fits.
+    """
+
+    def __init__(self, arch: Arch, dtype: torch.dtype, device: torch.device) -> None:
+        self.decisions: list[Decision] = []
+        self._dtype, self._device = dtype, device
+        heads = {"H": arch.num_heads, "K": arch.num_kv_heads, "D": arch.head_dim}
+        hidden = {"E": arch.hidden_size}
+        self.embed = self._pick("embed", embedding.IMPLS, {**hidden, "V": arch.vocab_size}).run
+        self.rms_norm = self._pick("rms_norm", norm.IMPLS, hidden).run
+        self.head_norm = (
+            self._pick("rms_norm", norm.IMPLS, {"E": arch.head_dim}).run if arch.qk_norm else None
+        )
+        self.add_rms_norm = self._pick("add_rms_norm", norm.IMPLS, hidden).run
+        self.tables = self._pick("tables", rope.IMPLS, heads).run
+        self.rotate = self._pick("rotate", rope.IMPLS, heads).run
+        self.write_kv = self._pick("write_kv", kv_store.IMPLS, heads).run
+        self.paged_attention = self._pick("paged_attention", attention.IMPLS, heads).run
+        self.silu_mul = self._pick("silu_mul", activation.IMPLS, {"F": arch.ffn_size}).run
+
+    def linear(self, weight: Tensor, bias: Tensor | None = None) -> Linear:
+        """Hand a weight [O, I] and a bias [O] to the kernel that fits; it may keep or repack them."""
+        out_size, in_size = weight.shape
+        impl = self._pick("linear", linear.IMPLS, {"O": out_size, "I": in_size})
+        assert impl.pack is not None, "a linear kernel packs its weight"
+        return Linear(impl.run, impl.pack(weight, bias))
+
+    def _pick(self, op: str, impls: tuple[Impl, ...], sizes: dict[str, int]) -> Impl:
+        need = Need(device=self._device.type, dtype=self._dtype, sizes=sizes)
+        impl, passed_over = choose(op, need, impls)
+        decision = Decision(op, impl.name, tuple(passed_over))
+        if decision not in self.decisions:
+            self.decisions.append(decision)
+        return impl
