@@ -69,7 +69,7 @@ def build(config: EngineConfig, planned: Plan | None = None) -> Built:
         location.config if location.is_random else location.folder,
         dtype=dtype,
         device=device,
-        load_format="dummy" if location.is_random else "auto",
+        load_format="random" if location.is_random else "auto",
         seed=config.model.seed,
     )
     arch, limits = planned.arch, resolved.limits

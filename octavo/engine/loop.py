@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 
 from octavo.codec.tokenizer import Tokenizer
 from octavo.core.scheduler import Scheduler
@@ -20,6 +21,17 @@ from octavo.engine.tracking import Tracked
 from octavo.errors import Bug, RequestError, Unsupported
 from octavo.exec.executor import Executor, Start
 from octavo.exec.runner import Payload
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """An engine's load. `used_kv_blocks` are those of live sequences; cached ones nobody runs on are free."""
+
+    num_steps: int
+    num_running: int
+    num_waiting: int
+    used_kv_blocks: int
+    num_kv_blocks: int
 
 
 class Engine:
@@ -47,6 +59,7 @@ class Engine:
         self._clock = clock
         self._seed = seed
         self._num_added = 0
+        self._num_steps = 0
         self._tracked: dict[str, Tracked] = {}
         self._owner: dict[int, tuple[str, int]] = {}
         self._started: dict[int, int] = {}
@@ -63,6 +76,18 @@ class Engine:
     @property
     def num_requests(self) -> int:
         return len(self._tracked)
+
+    def counts(self) -> Counts:
+        """The load right now. May be asked from another thread: each number is read by itself."""
+        scheduler, pool = self.scheduler, self.scheduler.cache.pool
+        usable = scheduler.limits.num_blocks - 1
+        return Counts(
+            num_steps=self._num_steps,
+            num_running=len(scheduler.roster.resident),
+            num_waiting=len(scheduler.roster.waiting),
+            used_kv_blocks=usable - pool.num_available,
+            num_kv_blocks=usable,
+        )
 
     def add(
         self,
@@ -181,7 +206,8 @@ class Engine:
         if metrics.first_scheduled_s is None:
             metrics.first_scheduled_s = now_s
             metrics.cached_prompt_tokens = sequence.num_cached_tokens
-            metrics.cache_miss_reason = str(sequence.cache_report.because)
+            if sequence.cache_report is not None:
+                metrics.cache_miss_reason = sequence.cache_report.why
             tracked.live_beams.add(seq_id)
         return Start(
             seq_id=seq_id,
@@ -200,6 +226,7 @@ class Engine:
         step, starts = planned
         appended, self._appended = self._appended, []
         ended, self._ended = self._ended, []
+        self._num_steps += 1
         future = self._thread.submit(self._executor.run, step, starts, appended, ended)
         self._flight = (step, future)
 
