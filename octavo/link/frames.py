@@ -90,7 +90,8 @@ class Ready(Frame, frozen=True):
 
     model            name to show
     model_path       folder the weights came from; None for random weights from a lone config.json
-    tokenizer_path   folder the front loads its tokenizer from; None when there is none (token ids only)
+    tokenizer_path   folder the front loads its tokenizer from; None when there is none, and then the words of
+                     the text are the token ids themselves
     fingerprint      of weights and layout, hexadecimal
     num_kv_blocks    blocks requests can use
     memory           (what, bytes, remark) rows of the plan, as printed

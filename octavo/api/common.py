@@ -1,0 +1,141 @@
+"""What completions and chat have in common: request fields, usage, model cards."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from octavo.core.sequence import SamplingParams
+from octavo.errors import RequestError
+
+MAX_STOPS = 4
+
+
+class StreamOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """include_usage adds a last chunk with the numbers; continuous_usage_stats adds them to every chunk."""
+
+    include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
+
+
+class Generation(msgspec.Struct, frozen=True, kw_only=True):
+    """Fields of both request types. None means "not given": clients send null for what they leave out.
+
+    After `cache_salt` come extensions of other servers' making; they mean what they mean in `SamplingParams`.
+    """
+
+    model: str | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    max_tokens: int | None = None
+    n: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    stop: str | list[str] | None = None
+    seed: int | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    logit_bias: dict[str, float] | None = None
+    cache_salt: str | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    min_tokens: int | None = None
+    ignore_eos: bool | None = None
+    stop_token_ids: list[int] | None = None
+    prompt_logprobs: int | None = None
+    beam_width: int | None = None
+    length_penalty: float | None = None
+    early_stopping: bool | None = None
+    priority: int | None = None
+    return_token_ids: bool | None = None
+
+    @property
+    def include_usage(self) -> bool:
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+    @property
+    def continuous_usage(self) -> bool:
+        return bool(self.stream_options and self.stream_options.continuous_usage_stats)
+
+    def sampling(self, **more: Any) -> SamplingParams:
+        """The fields as SamplingParams; `more` overrides, and None anywhere means the default.
+
+        Raises RequestError with the field's name as `param`.
+        """
+        fields: dict[str, Any] = {name: getattr(self, name) for name in _SAMPLED}
+        fields["logit_bias"] = _token_bias(self.logit_bias)
+        fields["stop"] = _stops(self.stop)
+        fields |= more
+        fields = {name: value for name, value in fields.items() if value is not None}
+        return SamplingParams(**{"max_tokens": None, **fields})
+
+
+_SAMPLED = (
+    "n", "temperature", "top_p", "seed", "presence_penalty", "frequency_penalty", "max_tokens",
+    "top_k", "min_p", "repetition_penalty", "min_tokens", "ignore_eos", "stop_token_ids",
+    "prompt_logprobs", "beam_width", "length_penalty", "early_stopping",
+)  # fmt: skip
+
+
+def _stops(stop: str | list[str] | None) -> tuple[str, ...] | None:
+    if stop is None:
+        return None
+    stops = (stop,) if isinstance(stop, str) else tuple(stop)
+    if len(stops) > MAX_STOPS:
+        raise RequestError(f"stop has {len(stops)} texts, at most {MAX_STOPS} are allowed", param="stop")
+    return stops
+
+
+def _token_bias(bias: dict[str, float] | None) -> dict[int, float] | None:
+    if bias is None:
+        return None
+    for key in bias:
+        if not (key.isascii() and key.isdigit()):
+            raise RequestError(f"logit_bias keys are token ids, got {key!r}", param="logit_bias")
+    return {int(key): value for key, value in bias.items()}
+
+
+class PromptTokensDetails(msgspec.Struct, frozen=True, kw_only=True):
+    cached_tokens: int
+
+
+class Usage(msgspec.Struct, frozen=True, kw_only=True):
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
+
+    @classmethod
+    def of(cls, prompt_tokens: int, completion_tokens: int, cached_tokens: int) -> Usage:
+        return cls(
+            prompt_tokens=prompt_tokens,
+            completion_tokens=completion_tokens,
+            total_tokens=prompt_tokens + completion_tokens,
+            prompt_tokens_details=PromptTokensDetails(cached_tokens=cached_tokens),
+        )
+
+
+class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
+    """`root` is the model behind the name, `max_model_len` the longest prompt plus output in tokens."""
+
+    id: str
+    object: str = "model"
+    created: int
+    owned_by: str = "octavo"
+    root: str
+    parent: str | None = None
+    max_model_len: int
+
+
+class ModelList(msgspec.Struct, frozen=True, kw_only=True):
+    object: str = "list"
+    data: list[ModelCard]
+
+
+class PromptLogprob(msgspec.Struct, frozen=True, kw_only=True):
+    """One token of an entry of `prompt_logprobs`, which maps token ids (in text) to these."""
+
+    logprob: float
+    decoded_token: str

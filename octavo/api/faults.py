@@ -1,0 +1,107 @@
+"""From an error to what HTTP says: the only such map.
+
+The body is always `{"error": {"message", "type", "param", "code"}}` with all four keys and a code in text,
+the shape the official clients read. They repeat 408, 409, 429 and every 5xx on their own, so what a second try
+cannot mend says `x-should-retry: false`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import msgspec
+
+from octavo.errors import Busy, OctavoError, RequestError
+
+INVALID = "invalid_request_error"
+MAX_RETRY_AFTER_S = 120
+"""Clients give up at once when asked to wait longer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """How one error code looks from outside. `retry` None leaves it to the client whether to repeat."""
+
+    status: int
+    type: str
+    retry: bool | None = None
+
+
+ROWS: Mapping[str, Row] = {
+    "invalid_json": Row(400, INVALID),
+    "invalid_value": Row(400, INVALID),
+    "unsupported_parameter": Row(400, INVALID),
+    "context_length_exceeded": Row(400, INVALID),
+    "invalid_api_key": Row(401, INVALID),
+    "model_not_found": Row(404, INVALID),
+    "not_found": Row(404, INVALID),
+    "method_not_allowed": Row(405, INVALID),
+    "request_timeout": Row(408, INVALID, retry=False),
+    "request_too_large": Row(413, INVALID, retry=False),
+    "unsupported_media_type": Row(415, INVALID),
+    "overloaded": Row(429, "overloaded_error"),
+    "model_loading": Row(503, "server_error"),
+    "no_ready_replica": Row(503, "server_error"),
+    "shutting_down": Row(503, "server_error"),
+    "engine_error": Row(500, "server_error", retry=False),
+    "internal_error": Row(500, "server_error", retry=False),
+}
+UNKNOWN = ROWS["internal_error"]
+
+
+class Error(msgspec.Struct, frozen=True, kw_only=True):
+    message: str
+    type: str
+    param: str | None
+    code: str
+
+
+class ErrorBody(msgspec.Struct, frozen=True, kw_only=True):
+    error: Error
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """An error, ready to send."""
+
+    status: int
+    body: ErrorBody
+    headers: Mapping[str, str]
+
+
+class HttpError(OctavoError):
+    """A refusal by its code: what only HTTP knows (a route, a key, a body), or what an engine has answered.
+
+    code           one of `ROWS`
+    param          the request field at fault, if one is
+    retry_after_s  when the same request may succeed
+    """
+
+    def __init__(
+        self, code: str, message: str, *, param: str | None = None, retry_after_s: float | None = None
+    ) -> None:
+        super().__init__(message)
+        self.code = code
+        self.param = param
+        self.retry_after_s = retry_after_s
+
+
+def fault(error: OctavoError) -> Fault:
+    """How this error is answered. A code without a row is a defect of ours and reads as one."""
+    row = ROWS.get(error.code, UNKNOWN)
+    code = error.code if error.code in ROWS else "internal_error"
+    headers: dict[str, str] = {}
+    retry_after_s = error.retry_after_s if isinstance(error, Busy | HttpError) else None
+    if retry_after_s is not None:
+        headers["retry-after"] = str(min(max(math.ceil(retry_after_s), 1), MAX_RETRY_AFTER_S))
+    if row.retry is not None:
+        headers["x-should-retry"] = "true" if row.retry else "false"
+    if code == "overloaded":
+        headers["x-dropped-reason"] = "queue_full"
+    if row.status == 401:
+        headers["www-authenticate"] = "Bearer"
+    param = error.param if isinstance(error, RequestError | HttpError) else None
+    body = ErrorBody(error=Error(message=str(error), type=row.type, param=param, code=code))
+    return Fault(row.status, body, headers)

@@ -1,0 +1,121 @@
+"""From a request body to a typed request, with nothing dropped in silence.
+
+Each top-level field is one of: part of the request type; understood but not built, which is refused unless
+its value asks for nothing; one that never changes an answer; or unknown. Those are named in a warning header.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import msgspec
+
+from octavo.api.common import Generation
+from octavo.api.faults import HttpError
+from octavo.errors import RequestError, Unsupported
+
+WARNING_HEADER = "x-octavo-warning"
+MAX_NAMED = 16
+
+NOT_BUILT: Mapping[str, tuple[Any, ...]] = {
+    "suffix": (None, ""),
+    "tools": (None, []),
+    "tool_choice": (None, "none", "auto"),
+    "functions": (None, []),
+    "function_call": (None, "none", "auto"),
+    "response_format": (None, {"type": "text"}),
+    "structured_outputs": (None,),
+    "guided_json": (None,),
+    "guided_regex": (None,),
+    "guided_choice": (None,),
+    "guided_grammar": (None,),
+    "modalities": (None, ["text"]),
+    "audio": (None,),
+    "web_search_options": (None,),
+    "store": (None, False),
+    "include_stop_str_in_output": (None, False),
+    "bad_words": (None, []),
+    "allowed_token_ids": (None,),
+    "continue_final_message": (None, False),
+    "chat_template": (None,),
+    "deadline_ms": (None,),
+    "use_beam_search": (None, False),
+    "skip_special_tokens": (None, True),
+    "spaces_between_special_tokens": (None, True),
+    "truncate_prompt_tokens": (None,),
+    "add_special_tokens": (None,),
+    "logits_processors": (None, []),
+}
+"""Fields this build cannot honour, with the values that ask for nothing."""
+
+FOR_THE_RECORD = frozenset(
+    {"user", "safety_identifier", "metadata", "parallel_tool_calls", "prompt_cache_key"}
+)
+"""Fields that never change an answer: they are accepted as they are."""
+
+_T = TypeVar("_T", bound=Generation)
+_PATH = re.compile(r" - at `\$\.?([^`]*)`$")
+_JSON = msgspec.json.Decoder(dict[str, msgspec.Raw])
+
+
+def parse(body: bytes, kind: type[_T]) -> tuple[_T, list[str]]:
+    """The request and the names of fields that have no effect.
+
+    Raises HttpError (invalid_json), RequestError (with the field as `param`) and Unsupported.
+    """
+    try:
+        fields = _JSON.decode(body)
+    except msgspec.ValidationError:
+        raise HttpError("invalid_json", "the body must be a JSON object") from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise HttpError("invalid_json", f"the body is not valid JSON: {_reason(error)}") from None
+    known = {field.encode_name for field in msgspec.structs.fields(kind)}
+    idle: list[str] = []
+    for name, raw in fields.items():
+        if name in NOT_BUILT and name not in known:
+            _refuse_unless_idle(name, raw)
+        elif name not in known and name not in FOR_THE_RECORD:
+            idle.append(name)
+    try:
+        return msgspec.json.decode(body, type=kind), idle
+    except msgspec.ValidationError as error:
+        message, param = _place(str(error))
+        raise RequestError(message, param=param) from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise HttpError("invalid_json", f"the body is not valid JSON: {_reason(error)}") from None
+
+
+def warning(idle: list[str]) -> dict[str, str]:
+    """The header that names fields without effect, made printable; no header when there are none."""
+    if not idle:
+        return {}
+    shown = [re.sub(r"[^\w.-]", "?", name, flags=re.ASCII)[:64] for name in idle[:MAX_NAMED]]
+    more = f" and {len(idle) - MAX_NAMED} more" if len(idle) > MAX_NAMED else ""
+    return {WARNING_HEADER: f"without effect: {', '.join(shown)}{more}"}
+
+
+def _refuse_unless_idle(name: str, raw: msgspec.Raw) -> None:
+    try:
+        value = msgspec.json.decode(raw)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise HttpError("invalid_json", f"the body is not valid JSON: {_reason(error)}") from None
+    if not any(value == idle and type(value) is type(idle) for idle in NOT_BUILT[name]):
+        raise Unsupported(f"{name} is not supported by this build; leave it out", param=name)
+
+
+def _place(message: str) -> tuple[str, str | None]:
+    """msgspec's message with its path in front, and the path as the field's name."""
+    found = _PATH.search(message)
+    missing = re.search(r"missing required field `([^`]+)`", message)
+    inner = found[1] if found else ""
+    if missing:
+        inner = f"{inner}.{missing[1]}" if inner else missing[1]
+        return f"{inner} is missing", inner
+    text = message[: found.start()] if found else message
+    return (f"{inner}: {text}" if inner else text), inner or None
+
+
+def _reason(error: Exception) -> str:
+    return "too deeply nested" if isinstance(error, RecursionError) else str(error)
