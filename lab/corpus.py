@@ -17,8 +17,8 @@ from pathlib import Path
 from octavo.evals.score import first_sentence
 
 SKIPPED_FOLDERS = frozenset(
-    ("__pycache__", "distutils", "encodings", "ensurepip", "idlelib", "idle_test", "lib2to3", "pydoc_data")
-    + ("site-packages", "test", "tests", "turtledemo")
+    {"__pycache__", "distutils", "encodings", "ensurepip", "idlelib", "idle_test", "lib2to3", "pydoc_data"}
+    | {"site-packages", "test", "tests", "turtledemo"}
 )
 SKIPPED_PREFIXES = ("_sysconfigdata", "config-")
 MAX_FILE_BYTES = 300_000

@@ -2,8 +2,7 @@
 
 Parameter names are those of transformers' LlamaForCausalLM, so a state dict of one loads into the other.
 Weights are held in float32 and computed with in `dtype`; the residual stream is in `dtype` too, as it is when
-the finished model is served. Rows are padded on
-the right only, so the causal mask is the only one.
+the finished model is served. Rows are padded on the right only, so the causal mask suffices.
 """
 
 from __future__ import annotations
