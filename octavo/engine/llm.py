@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
-from octavo.codec.chat import render
+from octavo.codec.chat import chat_prompt
 from octavo.codec.tokenizer import Tokenizer
 from octavo.config import EngineConfig
 from octavo.core.sequence import SamplingParams
@@ -150,11 +151,8 @@ class LLM:
         chat_template: str | None = None,
     ) -> list[int]:
         """Token ids of a conversation. Raises RequestError for what the template refuses."""
-        text = render(
-            chat_template or self.tokenizer.chat_template,
-            messages,
-            add_generation_prompt=add_generation_prompt,
-            **self.tokenizer.special_tokens,
+        text = chat_prompt(
+            self.tokenizer, messages, add_generation_prompt, template=chat_template, now=datetime.now()
         )
         return self.tokenizer.encode(text, add_special_tokens=False)
 

@@ -39,7 +39,9 @@ def locate(model: str) -> Location:
     path = Path(model).expanduser()
     if path.is_file():
         if path.suffix != ".json":
-            raise LoadError(f"{path} is a file but no config.json; name its folder, or a config.json for random weights")
+            raise LoadError(
+                f"{path} is a file but no config.json; name its folder, or a config.json for random weights"
+            )
         return Location(path.stem if path.stem != "config" else path.parent.name, path.parent, path, True)
     if path.is_dir():
         return _folder(path.resolve().name, path)
@@ -66,4 +68,6 @@ def _download(model: str) -> Path:
     try:
         return Path(snapshot_download(model, allow_patterns=HUB_FILES))
     except Exception as error:  # the hub client raises dozens of kinds; all mean the same here
-        raise LoadError(f"model {model!r} is no folder here and could not be fetched from the hub: {error}") from error
+        raise LoadError(
+            f"model {model!r} is no folder here and could not be fetched from the hub: {error}"
+        ) from error

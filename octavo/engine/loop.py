@@ -102,7 +102,9 @@ class Engine:
     ) -> None:
         """Accept a request. Raises RequestError, and leaves nothing behind, when it can never be served."""
         if request_id in self._tracked:
-            raise RequestError(f"request id {request_id!r} is already running; choose another", param="request_id")
+            raise RequestError(
+                f"request id {request_id!r} is already running; choose another", param="request_id"
+            )
         self._check(prompt_token_ids, params)
         now_s = self._clock()
         request = Request(
@@ -148,7 +150,9 @@ class Engine:
             if token >= size:
                 raise RequestError(f"token id {token} is outside the vocabulary of {size} tokens")
         if params.beam_width is not None and params.stop:
-            raise Unsupported("stop texts cannot be combined with beam_width; use stop_token_ids", param="stop")
+            raise Unsupported(
+                "stop texts cannot be combined with beam_width; use stop_token_ids", param="stop"
+            )
 
     def _next_seed(self) -> int:
         self._num_added += 1
@@ -171,7 +175,7 @@ class Engine:
             self._flight = None
             self._launch(ahead)
             events = self.scheduler.commit(step, result, self._clock())
-            self._note_prompt_logprobs(step, result)
+            self._note_prompt_logprobs(result)
             updates = self._told(events)
             if self._flight is None and self._tracked:
                 self._launch(self._planned())
@@ -230,7 +234,7 @@ class Engine:
         future = self._thread.submit(self._executor.run, step, starts, appended, ended)
         self._flight = (step, future)
 
-    def _note_prompt_logprobs(self, step: Step, result: StepResult) -> None:
+    def _note_prompt_logprobs(self, result: StepResult) -> None:
         for output in result.outputs:
             payload = output.payload
             owner = self._owner.get(output.seq_id)
@@ -330,9 +334,7 @@ class Engine:
                     updates.append(Delta(request_id, event.index, rest, ()))
                 output = tracked.choices[event.index].output
                 reason = output.finish_reason or event.reason
-                updates.append(
-                    ChoiceEnded(request_id, event.index, reason, output.stop_reason, output.error)
-                )
+                updates.append(ChoiceEnded(request_id, event.index, reason, output.stop_reason, output.error))
         if tracked.has_ended:
             tracked.metrics.finished_s = self._clock()
             del self._tracked[request_id]

@@ -15,6 +15,7 @@ import sys
 import time
 import traceback
 from collections import deque
+from functools import partial
 from pathlib import Path
 
 import octavo
@@ -82,7 +83,7 @@ class EngineProcess:
                     case frames.Submit():
                         self._submit(frame)
                     case frames.Cancel():
-                        self._thread.call(lambda request_id=frame.request_id: self._cancel(request_id))
+                        self._thread.call(partial(self._cancel, frame.request_id))
                     case frames.Drain():
                         self._is_draining = True
                         self._thread.call(self._note_if_drained)
@@ -95,7 +96,7 @@ class EngineProcess:
             self._end(EXIT_BROKEN)
 
     def _submit(self, frame: frames.Submit) -> None:
-        self._thread.call(lambda: self._add(frame))
+        self._thread.call(partial(self._add, frame))
 
     def _add(self, frame: frames.Submit) -> None:
         """In the engine's thread: accept or refuse, before any token of the request can be drawn."""

@@ -78,7 +78,9 @@ def _dtype(config: EngineConfig, arch: Arch, made: list[Decision]) -> str:
     dtype = config.model.dtype
     if dtype == "auto":
         dtype = arch.dtype or "float32"
-        made.append(Decision("dtype", dtype, "the checkpoint's own" if arch.dtype else "the checkpoint names none"))
+        made.append(
+            Decision("dtype", dtype, "the checkpoint's own" if arch.dtype else "the checkpoint names none")
+        )
     kv_dtype = config.kv.kv_cache_dtype
     if kv_dtype not in ("auto", dtype):
         raise ConfigError(
@@ -168,16 +170,15 @@ def _memory(
         made.append(Decision("num_kv_blocks", str(blocks), because))
     if blocks > fits:
         raise ConfigError(
-            f"{blocks} KV blocks of {format_bytes(block)} do not fit: weights {format_bytes(weights)} and workspace"
-            f" {format_bytes(workspace)} leave room for {max(fits, 0)} under a memory limit of {format_bytes(limit)};"
-            f" lower num_kv_blocks or raise memory_limit"
+            f"{blocks} KV blocks of {format_bytes(block)} do not fit: weights {format_bytes(weights)} and"
+            f" workspace {format_bytes(workspace)} leave room for {max(fits, 0)} under a memory limit of"
+            f" {format_bytes(limit)}; lower num_kv_blocks or raise memory_limit"
         )
     if blocks < blocks_per_sequence + 1:
         need = weights + workspace + (blocks_per_sequence + 1) * block
         raise ConfigError(
             f"one sequence of max_model_len={max_len} needs {blocks_per_sequence + 1} KV blocks of"
-            f" {format_bytes(block)}, there is room for {max(blocks, 0)}: lower max_model_len, or raise memory_limit"
-            f" from {format_bytes(limit)} to at least {format_bytes(need)}"
+            f" {format_bytes(block)}, there is room for {max(blocks, 0)}: lower max_model_len, or raise"
+            f" memory_limit from {format_bytes(limit)} to at least {format_bytes(need)}"
         )
     return MemoryPlan(limit, weights, workspace, block, blocks, block_tokens)
-

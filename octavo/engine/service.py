@@ -135,7 +135,9 @@ class AsyncLLM:
         text, tokens = read_prompt(prompt, self.tokenizer)
         updates: asyncio.Queue[Update | BaseException] = asyncio.Queue()
         added = self._thread.call(
-            lambda: self._add(updates, tokens, sampling_params or SamplingParams(), request_id, text, priority, namespace)
+            lambda: self._add(
+                updates, tokens, sampling_params or SamplingParams(), request_id, text, priority, namespace
+            )
         )
         try:
             await asyncio.wrap_future(added)

@@ -10,8 +10,15 @@ from octavo.codec.stop import StopMatcher
 from octavo.codec.tokenizer import Tokenizer
 from octavo.core.sequence import Request, SamplingParams
 from octavo.decode.beam import BeamSearch
-from octavo.decode.sampler import Choice
-from octavo.engine.outputs import CompletionOutput, Delta, Logprob, RequestEnded, RequestMetrics, RequestOutput
+from octavo.decode.logprobs import Choice
+from octavo.engine.outputs import (
+    CompletionOutput,
+    Delta,
+    Logprob,
+    RequestEnded,
+    RequestMetrics,
+    RequestOutput,
+)
 
 
 @dataclass(slots=True)
@@ -52,12 +59,12 @@ class Tracked:
         if index not in self.choices:
             wants = self.params.logprobs is not None
             output = CompletionOutput(index, logprobs=[] if wants else None)
-            self.choices[index] = Growing(
-                output, Detokenizer(self.tokenizer), StopMatcher(self.params.stop)
-            )
+            self.choices[index] = Growing(output, Detokenizer(self.tokenizer), StopMatcher(self.params.stop))
         return self.choices[index]
 
-    def push(self, index: int, token: int, choice: Choice | None, *, is_stop: bool) -> tuple[Delta, str | None]:
+    def push(
+        self, index: int, token: int, choice: Choice | None, *, is_stop: bool
+    ) -> tuple[Delta, str | None]:
         """Add a drawn token; returns what became visible and the stop text that was hit, if any.
 
         is_stop  the token ends the output by its id, so its own text is left out
@@ -105,7 +112,10 @@ class Tracked:
         return len(self.choices) == 1 and self.choices[0].output.finish_reason in ("cancelled", "error")
 
     def close_beams(self, reason: str | None, error: str | None) -> None:
-        """Turn the search's candidates into choices, best first; `reason` says why it was cut short, if it was."""
+        """Turn the search's candidates into choices, best first.
+
+        reason  why the search was cut short, or None when it came to its end
+        """
         assert self.beams is not None
         found = self.beams.results(self.params.n)
         for index, beam in enumerate(found):

@@ -120,7 +120,9 @@ class Runner:
         held = self._held[piece.seq_id]
         start = held.start
         if piece.end != len(held.tokens):
-            raise Bug(f"sequence {piece.seq_id} draws at {piece.end}, but {len(held.tokens)} tokens are known")
+            raise Bug(
+                f"sequence {piece.seq_id} draws at {piece.end}, but {len(held.tokens)} tokens are known"
+            )
         prompt, output = held.tokens[: start.num_prompt], held.tokens[start.num_prompt :]
         return [
             Job(
