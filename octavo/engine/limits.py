@@ -7,7 +7,7 @@ a prompt cannot outrun the matrix units.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -19,7 +19,7 @@ from octavo.engine.machine import read_machine
 from octavo.errors import ConfigError
 from octavo.units import GIB, MIB
 
-_SIDES = (512, 1024, 2048, 4096)
+SIDES = (512, 1024, 2048, 4096)
 _LONG_ENOUGH_S = 0.05
 """A product that takes this long has left start-up costs behind; larger ones would tell nothing new."""
 
@@ -49,12 +49,15 @@ class MachineLimits:
         return {"float32": self.fp32_flop_per_s, "bfloat16": self.bf16_flop_per_s}.get(dtype)
 
 
-def measure_machine(num_threads: int | None = None, *, array_bytes: int | None = None) -> MachineLimits:
+def measure_machine(
+    num_threads: int | None = None, *, array_bytes: int | None = None, sides: Sequence[int] = SIDES
+) -> MachineLimits:
     """Measure the limits of the CPU; takes a few seconds and disturbs whatever else runs.
 
     num_threads  None takes the cores this process may use; torch's setting is put back afterwards
     array_bytes  what the read trial reads; None takes 16 times the last cache, between 256 MiB and 1 GiB, and
                  at most a quarter of the free memory
+    sides        of the square matrices multiplied, ascending
 
     Raises ConfigError for fewer than one thread.
     """
@@ -69,8 +72,8 @@ def measure_machine(num_threads: int | None = None, *, array_bytes: int | None =
     torch.set_num_threads(threads)
     try:
         read = _read_rate(array_bytes)
-        fp32, bf16 = _matrix_rate(torch.float32), _matrix_rate(torch.bfloat16)
-        int8, notes = _int8_rate()
+        fp32, bf16 = _matrix_rate(torch.float32, sides), _matrix_rate(torch.bfloat16, sides)
+        int8, notes = _int8_rate(sides)
     finally:
         torch.set_num_threads(before)
     return MachineLimits(
@@ -92,7 +95,7 @@ def _read_rate(array_bytes: int) -> float:
     return values.nbytes / _best_s(values.sum, num_runs=10)
 
 
-def _matrix_rate(dtype: torch.dtype) -> float:
+def _matrix_rate(dtype: torch.dtype, sides: Sequence[int]) -> float:
     def operands(side: int) -> tuple[Tensor, Tensor]:
         generator = torch.Generator().manual_seed(side)
         return (
@@ -100,27 +103,29 @@ def _matrix_rate(dtype: torch.dtype) -> float:
             torch.randn(side, side, generator=generator).to(dtype),
         )
 
-    return _growing(operands, torch.mm)
+    return _growing(operands, torch.mm, sides)
 
 
-def _int8_rate() -> tuple[float | None, tuple[str, ...]]:
+def _int8_rate(sides: Sequence[int]) -> tuple[float | None, tuple[str, ...]]:
     def operands(side: int) -> tuple[Tensor, Tensor]:
         generator = torch.Generator().manual_seed(side)
         left, right = torch.randint(-127, 128, (2, side, side), dtype=torch.int8, generator=generator)
         return left, right
 
     try:
-        return _growing(operands, torch._int_mm), ()
+        return _growing(operands, torch._int_mm, sides), ()
     except RuntimeError as error:
         return None, (f"int8 products were not measured: {str(error).splitlines()[0]}",)
 
 
 def _growing(
-    operands: Callable[[int], tuple[Tensor, Tensor]], product: Callable[[Tensor, Tensor], Tensor]
+    operands: Callable[[int], tuple[Tensor, Tensor]],
+    product: Callable[[Tensor, Tensor], Tensor],
+    sides: Sequence[int],
 ) -> float:
     """Best operations per second over growing squares, until one product takes long enough."""
     best = 0.0
-    for side in _SIDES:
+    for side in sides:
         left, right = operands(side)
         seconds = _best_s(partial(product, left, right), num_runs=5)
         best = max(best, 2 * side**3 / seconds)

@@ -130,7 +130,7 @@ def test_throughput_refuses_empty_workloads(change: dict[str, Any], message: str
 
 def test_machine_limits_put_the_thread_count_back() -> None:
     before = torch.get_num_threads()
-    limits = measure_machine(1, array_bytes=2**20)
+    limits = measure_machine(1, array_bytes=2**20, sides=(32, 64))
     assert torch.get_num_threads() == before
     assert limits.num_threads == 1
     assert limits.read_bytes_per_s > 0
