@@ -1,0 +1,6 @@
+"""The compiled kernels, from csrc/cpu/bind.cpp."""
+
+from torch import Tensor
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float, out: Tensor) -> None: ...
+def features() -> list[str]: ...
