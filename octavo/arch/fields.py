@@ -81,7 +81,9 @@ def read_json(file: Path) -> Fields:
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise LoadError(f"{file} does not exist; a model folder in Hugging Face layout has it") from None
+        raise LoadError(
+            f"{file} does not exist; expected a config.json, or a folder in Hugging Face layout that holds one"
+        ) from None
     except (OSError, ValueError, RecursionError) as error:
         raise LoadError(f"{file} cannot be read as JSON: {error}") from None
     if not isinstance(values, dict):

@@ -116,7 +116,7 @@ def _view(mapping: mmap.mmap, entry: Entry) -> Tensor:
 
 def _is_finite(tensor: Tensor) -> bool:
     """Whether all values are, looked at piece by piece to save memory."""
-    return all(bool(torch.isfinite(piece).all()) for piece in tensor.reshape(-1).split(1 << 22))
+    return all(bool(torch.isfinite(piece).all()) for piece in torch.split(tensor.reshape(-1), 1 << 22))
 
 
 def _digest(mapping: mmap.mmap, entry: Entry, *, whole: bool) -> bytes:

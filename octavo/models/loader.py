@@ -76,7 +76,7 @@ def _wanted_dtype(dtype: str | torch.dtype) -> torch.dtype | None:
         return None
     if name not in DTYPE_BYTES:
         raise ConfigError(f"dtype must be auto, {', '.join(DTYPE_BYTES)}, got {name}")
-    return getattr(torch, name)  # type: ignore[no-any-return]
+    return getattr(torch, name)
 
 
 def _stated_dtype(arch: Arch) -> torch.dtype | None:

@@ -46,7 +46,7 @@ class Model:
         ops, eps = self.ops, self.arch.norm_eps
         angles = self.rope(batch.positions)
         residual = ops.embed(batch.tokens, self.embedding)
-        x = ops.rms_norm(residual, self.layers[0].attention_norm, eps)
+        x: Tensor = ops.rms_norm(residual, self.layers[0].attention_norm, eps)
         next_norms = [layer.attention_norm for layer in self.layers[1:]] + [self.final_norm]
         for index, (layer, next_norm) in enumerate(zip(self.layers, next_norms, strict=True)):
             x = layer.attention(x, angles, batch, kv.layer(index))

@@ -16,6 +16,8 @@ from typing import Any
 import torch
 import transformers
 
+transformers.utils.logging.disable_progress_bar()
+
 VOCAB = 101
 EOS = 2
 WINDOW = 7
@@ -63,7 +65,7 @@ VARIANTS: dict[str, Variant] = {
     "qwen2-mqa": Variant("qwen2", "mqa", tied=False),
     "qwen3-mha": Variant("qwen3", "mha", tied=True, more={"head_dim": 16}),
     "qwen3-gqa": Variant("qwen3", "gqa", tied=False, more={"head_dim": 16}),
-    "qwen3-mqa": Variant("qwen3", "mqa", tied=True, more={"head_dim": 10}),
+    "qwen3-mqa": Variant("qwen3", "mqa", tied=True, more={"head_dim": 14}),
     "llama-biases": Variant("llama", more={"attention_bias": True, "mlp_bias": True}),
     "llama-wide-heads": Variant("llama", more={"head_dim": 20}),
     "qwen3-biases": Variant("qwen3", more={"head_dim": 16, "attention_bias": True}),
@@ -153,5 +155,7 @@ def _write_old_style(file: Path) -> None:
 
 def reference(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
     """The checkpoint as transformers runs it, with its plainest attention."""
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="eager")
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, dtype=dtype, attn_implementation="eager"
+    )
     return model.eval()

@@ -22,7 +22,13 @@ class Driver:
     """
 
     def __init__(
-        self, model: Model, *, block_tokens: int = 5, num_blocks: int = 64, seed: int = 0, frees_window: bool = False
+        self,
+        model: Model,
+        *,
+        block_tokens: int = 5,
+        num_blocks: int = 64,
+        seed: int = 0,
+        frees_window: bool = False,
     ) -> None:
         self.model, self.block_tokens = model, block_tokens
         arch = model.arch
@@ -63,7 +69,9 @@ class Driver:
             tokens += piece
             for position in range(start, start + len(piece)):
                 positions.append(position)
-                slots.append(table[position // self.block_tokens] * self.block_tokens + position % self.block_tokens)
+                slots.append(
+                    table[position // self.block_tokens] * self.block_tokens + position % self.block_tokens
+                )
         width = max(len(self.tables[name]) for name in pieces) + 2
         tables = [self.tables[name] + [self.poisoned] * (width - len(self.tables[name])) for name in pieces]
         device = self.model.device
