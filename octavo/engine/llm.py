@@ -106,11 +106,11 @@ class LLM:
         params = _each(sampling_params or SamplingParams(), len(several), "sampling_params")
         priorities = _each(priority, len(several), "priority")
         ids = self._add_all(several, params, priorities)
-        done: dict[str, RequestOutput] = {}
-        while len(done) < len(ids):
-            for update in self.engine.step():
-                if isinstance(update, RequestEnded):
-                    done[update.request_id] = update.output
+        done = {
+            update.request_id: update.output
+            for update in self._updates(ids)
+            if isinstance(update, RequestEnded)
+        }
         return [done[request_id] for request_id in ids]
 
     def stream(self, prompt: Prompt, sampling_params: SamplingParams | None = None) -> Iterator[Update]:
@@ -118,15 +118,20 @@ class LLM:
 
         Leaving the iterator early cancels the request.
         """
-        (request_id,) = self._add_all([prompt], [sampling_params or SamplingParams()], [0])
+        yield from self._updates(self._add_all([prompt], [sampling_params or SamplingParams()], [0]))
+
+    def _updates(self, ids: Sequence[str]) -> Iterator[Update]:
+        """Run until these requests have ended; whatever stops it earlier cancels them."""
+        left = set(ids)
         try:
-            while True:
+            while left:
                 for update in self.engine.step():
-                    yield update
                     if isinstance(update, RequestEnded):
-                        return
+                        left.discard(update.request_id)
+                    yield update
         finally:
-            self.engine.cancel(request_id)
+            for request_id in sorted(left):
+                self.engine.cancel(request_id)
 
     def chat(
         self,
@@ -169,6 +174,11 @@ class LLM:
     def _add_all(
         self, prompts: Sequence[Prompt], params: Sequence[SamplingParams], priorities: Sequence[int]
     ) -> list[str]:
+        """Accept all or none. Raises RequestError while a `stream` of this LLM is still being read."""
+        if self.engine.num_requests:
+            raise RequestError(
+                "this LLM is still streaming another answer; read or close it, or use AsyncLLM"
+            )
         ids: list[str] = []
         try:
             for prompt, one, priority in zip(prompts, params, priorities, strict=True):

@@ -18,6 +18,9 @@ from octavo.engine.loop import Engine
 from octavo.engine.outputs import RequestEnded, Update
 from octavo.errors import Bug, OctavoError
 
+CHECK_AFTER_S = 1.0
+"""Idle time after which the scheduler's invariants are verified, once."""
+
 
 class EngineThread:
     """Runs an engine's loop and carries commands in and updates out.
@@ -69,13 +72,22 @@ class EngineThread:
 
     def _obey(self) -> bool:
         """Carry out what has been asked for; wait for a command when there is nothing to compute."""
+        is_checked = False
         while True:
             try:
-                item = self._commands.get(block=not self._engine.is_busy)
+                if self._engine.is_busy:
+                    item = self._commands.get_nowait()
+                else:
+                    item = self._commands.get(timeout=None if is_checked else CHECK_AFTER_S)
             except queue.Empty:
-                return True
+                if self._engine.is_busy:
+                    return True
+                self._engine.scheduler.check()
+                is_checked = True
+                continue
             if item is None:
                 return False
+            is_checked = False
             command, future = item
             try:
                 future.set_result(command())
