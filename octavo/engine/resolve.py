@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from octavo.arch import Arch
 from octavo.config import EngineConfig
@@ -54,9 +54,8 @@ def resolve(config: EngineConfig, arch: Arch, machine: Machine, *, device: str, 
     batched = _batched_tokens(config, device, seqs, made)
     block_tokens = _block_tokens(config, made)
     limit = _limit(config, free_bytes, made)
-    memory = _memory(config, arch, dtype, limit, batched, max_len, block_tokens, made)
     limits = Limits(
-        num_blocks=memory.num_kv_blocks,
+        num_blocks=2,  # until the memory plan below
         block_tokens=block_tokens,
         max_num_seqs=seqs,
         max_num_batched_tokens=batched,
@@ -65,6 +64,8 @@ def resolve(config: EngineConfig, arch: Arch, machine: Machine, *, device: str, 
         enable_prefix_caching=config.kv.enable_prefix_caching,
         max_chunk_tokens=config.scheduler.max_chunk_tokens,
     )
+    memory = _memory(config, arch, dtype, limit, limits, made)
+    limits = replace(limits, num_blocks=memory.num_kv_blocks)
     return Resolved(device, dtype, threads, max_len, limits, memory, tuple(made))
 
 
@@ -148,19 +149,18 @@ def _memory(
     arch: Arch,
     dtype: str,
     limit: int,
-    batched: int,
-    max_len: int,
-    block_tokens: int,
+    limits: Limits,
     made: list[Decision],
 ) -> MemoryPlan:
+    max_len, block_tokens = limits.max_model_len, limits.block_tokens
     weights = arch.weight_bytes(dtype)
-    workspace = workspace_bytes(arch, dtype, batched, config.scheduler.max_num_seqs)
+    workspace = workspace_bytes(arch, dtype, limits.max_num_batched_tokens, limits.max_num_seqs)
     block = kv_block_bytes(arch, dtype, block_tokens)
     fits = (limit - weights - workspace) // block
-    blocks_per_sequence = -(-max_len // block_tokens)
+    least = limits.min_blocks(max_len) + 1
     blocks = config.kv.num_kv_blocks
     if blocks is None:
-        useful = config.scheduler.max_num_seqs * blocks_per_sequence + 1
+        useful = limits.max_num_seqs * -(-max_len // block_tokens) + 1
         blocks = min(fits, useful)
         because = (
             f"max_num_seqs x max_model_len needs no more ({fits} would fit)"
@@ -174,10 +174,10 @@ def _memory(
             f" workspace {format_bytes(workspace)} leave room for {max(fits, 0)} under a memory limit of"
             f" {format_bytes(limit)}; lower num_kv_blocks or raise memory_limit"
         )
-    if blocks < blocks_per_sequence + 1:
-        need = weights + workspace + (blocks_per_sequence + 1) * block
+    if blocks < least:
+        need = weights + workspace + least * block
         raise ConfigError(
-            f"one sequence of max_model_len={max_len} needs {blocks_per_sequence + 1} KV blocks of"
+            f"one sequence of max_model_len={max_len} needs {least} KV blocks of"
             f" {format_bytes(block)}, there is room for {max(blocks, 0)}: lower max_model_len, or raise"
             f" memory_limit from {format_bytes(limit)} to at least {format_bytes(need)}"
         )
