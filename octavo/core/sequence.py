@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from octavo.core.prefix import Node
 from octavo.errors import RequestError
 
 
@@ -64,9 +65,8 @@ class SamplingParams:
     early_stopping: bool = False
 
     def __post_init__(self) -> None:
-        if isinstance(self.stop, str):
-            object.__setattr__(self, "stop", (self.stop,))
-        object.__setattr__(self, "stop", tuple(self.stop or ()))
+        stop: object = self.stop
+        object.__setattr__(self, "stop", (stop,) if isinstance(stop, str) else tuple(self.stop or ()))
         object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids or ()))
         _whole("n", self.n, 1, 128)
         if self.best_of is not None:
@@ -106,7 +106,9 @@ class SamplingParams:
                 f"n must be at most beam_width, got n={self.n} and beam_width={self.beam_width}", param="n"
             )
         if self.best_of is not None:
-            raise RequestError("best_of cannot be combined with beam_width; leave one of them out", param="best_of")
+            raise RequestError(
+                "best_of cannot be combined with beam_width; leave one of them out", param="best_of"
+            )
         if self.temperature not in (0.0, 1.0) or self.top_p < 1.0 or self.top_k > 0 or self.min_p > 0.0:
             raise RequestError(
                 "beam search does not sample: leave temperature, top_p, top_k and min_p at their defaults",
@@ -164,3 +166,101 @@ class State(enum.Enum):
     RUNNING = "running"
     HELD = "held"
     FINISHED = "finished"
+
+
+@dataclass(frozen=True, slots=True)
+class CacheReport:
+    """What a look into the prefix cache gave a sequence, and why it was not more.
+
+    num_blocks          full blocks reused in place
+    num_partial_tokens  leading tokens of one more block, reused by copying it
+    why                 what ended the match
+    """
+
+    num_blocks: int
+    num_partial_tokens: int
+    why: str
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """One growing line of tokens. Only the core changes it; everybody may read it.
+
+    index              which choice or beam of its request
+    arrival            counts requests in order of submission
+    max_total_tokens   longest the sequence may become, prompt included
+    tokens             prompt and output
+    epoch              raised at each preemption
+    num_cached_tokens  tokens found in the prefix cache when it first got memory
+    wait_reasons       reason -> how many plans it waited for that reason; `wait_reason` is the latest
+
+        0        num_computed      num_planned       num_known
+        |-- settled --|-- in flight ----|-- still to plan --|
+
+    table              block ids by position; the null block where a sliding window has passed
+    num_reported       table entries the worker has been told of
+    pending            tokens that a step in flight will append
+    keys               keys of its full blocks, as far as anybody asked
+    node               where its published prefix ends in the prefix tree
+    computing          index range of blocks that others may wait for, because this sequence computes them
+    """
+
+    seq_id: int
+    request: Request
+    index: int
+    arrival: int
+    max_total_tokens: int
+    tokens: list[int]
+    seed: bytes
+    state: State = State.WAITING
+    epoch: int = 0
+    preemptions: int = 0
+    num_cached_tokens: int = 0
+    cache_report: CacheReport | None = None
+    wait_reason: str | None = None
+    wait_reasons: dict[str, int] = field(default_factory=dict)
+    table: list[int] = field(default_factory=list)
+    num_computed: int = 0
+    num_planned: int = 0
+    num_reported: int = 0
+    pending: int = 0
+    num_passed_blocks: int = 0
+    keys: list[bytes] = field(default_factory=list)
+    node: Node[int] | None = None
+    num_published: int = 0
+    computing: tuple[int, int] = (0, 0)
+    awaits_key: bytes | None = None
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        return len(self.request.prompt)
+
+    @property
+    def num_output_tokens(self) -> int:
+        return len(self.tokens) - len(self.request.prompt)
+
+    @property
+    def num_known(self) -> int:
+        """Tokens there will be when the step in flight has been committed."""
+        return len(self.tokens) + self.pending
+
+    @property
+    def num_ready(self) -> int:
+        """Positions that may be planned now: 1 in steady decoding, more in a prefill."""
+        known = len(self.tokens) + self.pending
+        if self.state is not State.RUNNING or known >= self.max_total_tokens:
+            return 0
+        return known - self.num_planned
+
+    @property
+    def is_in_flight(self) -> bool:
+        return self.num_planned > self.num_computed
+
+    @property
+    def order(self) -> tuple[int, int, int]:
+        """Smaller goes first, and is preempted last."""
+        return (self.request.priority, self.arrival, self.seq_id)
+
+    def wait(self, reason: str) -> None:
+        self.wait_reason = reason
+        self.wait_reasons[reason] = self.wait_reasons.get(reason, 0) + 1

@@ -1,0 +1,182 @@
+"""The pool of KV blocks: who refers to which, which are free, and which keep a cached prefix meanwhile.
+
+block 0        the null block: stands for "nothing here", never taken, written, published or given back
+references > 0 in use: table entries + pins + copies under way + published children in use (see `publish`)
+references = 0 scratch     unpublished; reused first, last in first out
+               idle        published; keeps its contents until evicted, in the order of `evict`
+               deferred    a step in flight may still touch it; becomes scratch or idle when that step commits
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+
+from octavo.core.evict import EvictionOrder, LeastRecent
+from octavo.errors import Bug
+
+NULL_BLOCK = 0
+
+
+class BlockPool:
+    """Reference counts over block ids 1 .. num_blocks - 1.
+
+    on_evict  called with a published block just before it is handed out for something else; the block is
+              no longer published then
+
+    Not safe for use by several threads.
+    """
+
+    def __init__(self, num_blocks: int, on_evict: Callable[[int], None]) -> None:
+        self.num_blocks = num_blocks
+        self.references = [0] * num_blocks
+        self.generations = [0] * num_blocks
+        self.scratch = list(range(num_blocks - 1, 0, -1))
+        self.idle: EvictionOrder = LeastRecent()
+        self.deferred: OrderedDict[int, int] = OrderedDict()
+        self.copying: dict[int, int] = {}
+        self._anchors: dict[int, int] = {}
+        self._on_evict = on_evict
+        self._defer_until: int | None = None
+
+    @property
+    def num_available(self) -> int:
+        """Blocks that `take` can hand out now."""
+        return len(self.scratch) + len(self.idle)
+
+    @property
+    def num_soon_available(self) -> int:
+        """The same, once every step in flight has been committed."""
+        return len(self.scratch) + len(self.idle) + len(self.deferred)
+
+    def is_published(self, block: int) -> bool:
+        return block in self._anchors
+
+    def anchor(self, block: int) -> int:
+        """The published block that must stay as long as this one does, or the null block."""
+        return self._anchors.get(block, NULL_BLOCK)
+
+    def num_owners(self, block: int) -> int:
+        """References that expect the block's contents to stay: all but copies under way."""
+        return self.references[block] - self.copying.get(block, 0)
+
+    def take(self, count: int) -> list[int] | None:
+        """Hand out `count` blocks with one reference each, or none at all when there are not enough.
+
+        Scratch blocks go first; then idle ones are evicted.
+        """
+        if count > self.num_available:
+            return None
+        taken = []
+        for _ in range(count):
+            if self.scratch:
+                block = self.scratch.pop()
+            else:
+                block = self.idle.pop()
+                del self._anchors[block]
+                self._on_evict(block)
+            self.references[block] = 1
+            self.generations[block] += 1
+            taken.append(block)
+        return taken
+
+    def share(self, block: int) -> None:
+        """Add a reference to a block that is in use, idle or published and deferred."""
+        while block != NULL_BLOCK:
+            self.references[block] += 1
+            if self.references[block] > 1:
+                return
+            if block in self.deferred:
+                del self.deferred[block]
+            else:
+                self.idle.remove(block)
+            block = self._anchors[block]
+
+    def give_back(self, block: int) -> None:
+        """Drop a reference. The last one frees the block: at once, or after the steps in flight."""
+        while block != NULL_BLOCK:
+            if self.references[block] < 1:
+                raise Bug(f"I2: block {block} was given back more often than it was taken")
+            self.references[block] -= 1
+            if self.references[block]:
+                return
+            self._free_in_time(block)
+            block = self.anchor(block)
+
+    def give_back_all(self, blocks: list[int]) -> None:
+        """Drop one reference of each, last first, so that the deepest of a chain is evicted first."""
+        for block in reversed(blocks):
+            if block != NULL_BLOCK:
+                self.give_back(block)
+
+    def publish(self, block: int, anchor: int = NULL_BLOCK) -> None:
+        """Keep the contents of `block` from now on, even when nobody refers to it, until it is evicted.
+
+        While `block` is in use it holds a reference to `anchor`, the block of the prefix before it, so that a
+        cached prefix never loses its beginning before its end.
+        """
+        if block == NULL_BLOCK or not self.references[block] or block in self._anchors:
+            raise Bug(f"I11: block {block} is published while it is null, free or already published")
+        self._anchors[block] = anchor
+        self.share(anchor)
+
+    def hand_over(self, old: int, new: int, children: list[int]) -> None:
+        """Let `new`, in use and unpublished, stand for the prefix that `old` stood for; `old` is freed.
+
+        Only published children may refer to `old`; `children` are all of them, in use or idle.
+        """
+        anchor = self._anchors.pop(old)
+        self._anchors[new] = anchor
+        was_in_use = self.references[old] > 0
+        for child in children:
+            self._anchors[child] = new
+            if self.references[child]:
+                self.references[old] -= 1
+                self.references[new] += 1
+        if self.references[old]:
+            raise Bug(f"I2: block {old} is handed over while {self.references[old]} others use it")
+        if was_in_use:
+            self._free_in_time(old)
+            return
+        if old in self.idle:
+            self.idle.remove(old)
+            self.scratch.append(old)
+        self.share(anchor)
+
+    def begin_copy(self, source: int, target: int) -> None:
+        """Keep both ends of a copy until `end_copy`, whatever happens to the sequences that use them."""
+        for block in (source, target):
+            self.share(block)
+            self.copying[block] = self.copying.get(block, 0) + 1
+
+    def end_copy(self, source: int, target: int) -> None:
+        for block in (source, target):
+            self.copying[block] -= 1
+            if not self.copying[block]:
+                del self.copying[block]
+            self.give_back(block)
+
+    def defer_until(self, step_number: int | None) -> None:
+        """Blocks freed from now on wait for the commit of that step; None frees them at once."""
+        self._defer_until = step_number
+
+    def settle(self, step_number: int) -> None:
+        """That step, and all before it, have been committed: free what waited for them."""
+        while self.deferred:
+            block = next(iter(self.deferred))
+            if self.deferred[block] > step_number:
+                return
+            del self.deferred[block]
+            self._free(block)
+
+    def _free_in_time(self, block: int) -> None:
+        if self._defer_until is not None:
+            self.deferred[block] = self._defer_until
+        else:
+            self._free(block)
+
+    def _free(self, block: int) -> None:
+        if block in self._anchors:
+            self.idle.add(block)
+        else:
+            self.scratch.append(block)

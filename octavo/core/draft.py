@@ -1,0 +1,65 @@
+"""A step while it is being planned."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from octavo.core.cache import Hit, PrefixCache
+from octavo.core.sequence import Sequence
+from octavo.core.step import Copy, Slice
+
+
+@dataclass(slots=True, eq=False)
+class Draft:
+    """What has been decided so far, and what is left to give away.
+
+    tokens_left      of the step's token budget
+    reserved_blocks  still needed by prefills that have begun, beyond what this step gives them; `reserves` by sequence
+    is_short         a running sequence could not get the blocks it needs; nobody new may take any
+    preempted        sequences that lost their memory while this step was being planned
+    """
+
+    cache: PrefixCache
+    tokens_left: int
+    reserved_blocks: int = 0
+    is_short: bool = False
+    decodes: dict[int, Slice] = field(default_factory=dict)
+    prefills: dict[int, Slice] = field(default_factory=dict)
+    reserves: dict[int, int] = field(default_factory=dict)
+    copies: list[tuple[int, Copy]] = field(default_factory=list)
+    preempted: set[int] = field(default_factory=set)
+    _looked_up: tuple[Sequence, Hit] | None = None
+
+    @property
+    def is_empty(self) -> bool:
+        return not self.decodes and not self.prefills
+
+    def hit(self, sequence: Sequence) -> Hit:
+        """What `sequence` would find in the cache now. Looked up once until something changes."""
+        if self._looked_up is None or self._looked_up[0] is not sequence:
+            self._looked_up = (sequence, self.cache.lookup(sequence))
+        return self._looked_up[1]
+
+    def forget_hit(self) -> None:
+        self._looked_up = None
+
+    def add(self, piece: Slice, copies: tuple[Copy, ...], *, is_decode: bool) -> None:
+        (self.decodes if is_decode else self.prefills)[piece.seq_id] = piece
+        self.copies.extend((piece.seq_id, copy) for copy in copies)
+        self.tokens_left -= piece.num_tokens
+
+    def reserve(self, seq_id: int, num_blocks: int) -> None:
+        """Keep that many blocks for the rest of a prefill when others ask to begin."""
+        self.reserves[seq_id] = num_blocks
+        self.reserved_blocks += num_blocks
+
+    def withdraw(self, seq_id: int) -> list[Copy]:
+        """Take back what was decided for a sequence. Returns the copies that will not be made."""
+        self.reserved_blocks -= self.reserves.pop(seq_id, 0)
+        piece = self.decodes.pop(seq_id, None) or self.prefills.pop(seq_id, None)
+        if piece is None:
+            return []
+        self.tokens_left += piece.num_tokens
+        dropped = [copy for owner, copy in self.copies if owner == seq_id]
+        self.copies = [(owner, copy) for owner, copy in self.copies if owner != seq_id]
+        return dropped

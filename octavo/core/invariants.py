@@ -1,0 +1,233 @@
+"""Every invariant of the block rules that can be checked from the outside, recomputed from scratch.
+
+Slow on purpose: nothing here trusts a running counter. Tests call it after each commit, the engine when idle.
+The numbers are those of docs/kv-cache.md; I7, I16 and I20 are enforced where they could be broken, and I10, I12,
+I18, I19 and I21 speak of contents and history, which only tests can see.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence as Ordered
+from itertools import pairwise
+
+from octavo.core.blocks import NULL_BLOCK, BlockPool
+from octavo.core.cache import PrefixCache
+from octavo.core.keys import block_key
+from octavo.core.roster import Roster
+from octavo.core.sequence import State
+from octavo.core.step import Step
+from octavo.errors import Bug
+
+
+def check(roster: Roster, cache: PrefixCache, flights: Ordered[Step], block_tokens: int) -> None:
+    """Raise Bug naming the first broken invariant."""
+    _check_pool(cache.pool)
+    _check_references(roster, cache, flights)
+    _check_tree(cache, block_tokens)
+    _check_tables(roster, cache, block_tokens)
+    _check_flights(roster, cache.pool, flights, block_tokens)
+    _check_roster(roster)
+    _check_counters(cache)
+    if not roster.sequences and not flights:
+        _check_quiet(roster, cache)
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise Bug(message)
+
+
+def _check_pool(pool: BlockPool) -> None:
+    free = [*pool.scratch, *pool.idle, *pool.deferred]
+    in_use = [block for block in range(1, pool.num_blocks) if pool.references[block] > 0]
+    _require(len(free) == len(set(free)), "I1: a block is free twice")
+    _require(
+        len(free) + len(in_use) + 1 == pool.num_blocks,
+        "I1: free, deferred and used blocks are not all blocks",
+    )
+    _require(len(pool.idle) == len(list(pool.idle)), "I5: the eviction order and its length disagree")
+    for block in free:
+        _require(
+            pool.references[block] == 0,
+            f"I3: block {block} is free and has {pool.references[block]} references",
+        )
+    _require(
+        pool.references[NULL_BLOCK] == 0 and NULL_BLOCK not in free, "I4: the null block is in circulation"
+    )
+    _require(not pool.is_published(NULL_BLOCK), "I4: the null block is published")
+    for block in pool.scratch:
+        _require(not pool.is_published(block), f"I8: scratch block {block} still has a key")
+    seen: set[int] = set()
+    for block in pool.idle:
+        _require(pool.is_published(block), f"I8: idle block {block} has no key")
+        _require(
+            pool.anchor(block) not in seen, f"I21: block {pool.anchor(block)} would be evicted before {block}"
+        )
+        seen.add(block)
+
+
+def _check_references(roster: Roster, cache: PrefixCache, flights: Ordered[Step]) -> None:
+    pool = cache.pool
+    expected: Counter[int] = Counter()
+    for sequence in roster.sequences.values():
+        expected.update(block for block in sequence.table if block != NULL_BLOCK)
+    expected.update(cache.pinned)
+    copying: Counter[int] = Counter()
+    for step in flights:
+        for copy in step.copies:
+            copying.update((copy.source, copy.target))
+    _require(
+        dict(copying) == pool.copying,
+        f"I15: copies hold {pool.copying}, steps in flight name {dict(copying)}",
+    )
+    expected.update(copying)
+    for block in cache.node_of:
+        if pool.references[block] and pool.anchor(block) != NULL_BLOCK:
+            expected[pool.anchor(block)] += 1
+    for block in range(1, pool.num_blocks):
+        _require(
+            pool.references[block] == expected[block],
+            f"I2: block {block} counts {pool.references[block]} references and has {expected[block]}",
+        )
+    _require(len(cache.pinned) <= cache.max_pinned_blocks, f"I22: {len(cache.pinned)} blocks are pinned")
+
+
+def _check_tree(cache: PrefixCache, block_tokens: int) -> None:
+    pool = cache.pool
+    with_payload = 0
+    for node in cache.tree.nodes():
+        _require(node.is_linked, "I8: an unlinked node is still in the key map")
+        parent = node.parent
+        children = list(node.children())
+        _require(len(children) == node.num_children, "I5: a node miscounts its children")
+        if parent is None:
+            _require(bool(children), "I5: a root without children was kept")
+            continue
+        _require(len(node.tokens) == block_tokens, f"I9: a published block holds {len(node.tokens)} tokens")
+        _require(node.key == block_key(parent.key, node.tokens), "I9: a key does not name its tokens")
+        _require(parent.is_linked and node in parent.branches[node.tokens[0]], "I5: a node hangs loose")
+        block = node.payload
+        if block is None:
+            _require(cache.has_window, "I23: a prefix lost its beginning")
+            _require(bool(children), "I23: a childless hole was kept")
+            continue
+        with_payload += 1
+        _require(cache.node_of.get(block) is node, f"I8: block {block} and its node do not know each other")
+        _require(pool.is_published(block), f"I8: block {block} has a key and the pool does not know")
+        anchor = NULL_BLOCK if cache.has_window or parent.payload is None else parent.payload
+        _require(pool.anchor(block) == anchor, f"I23: block {block} does not hold on to its prefix")
+    _require(with_payload == len(cache.node_of), "I8: a block claims a node that is gone")
+    _require(
+        all(not pool.is_published(b) or b in cache.node_of for b in range(pool.num_blocks)),
+        "I8: a published block has no key",
+    )
+
+
+def _check_tables(roster: Roster, cache: PrefixCache, block_tokens: int) -> None:
+    for sequence in roster.sequences.values():
+        name, table = f"sequence {sequence.seq_id}", sequence.table
+        settled, planned = sequence.num_computed, sequence.num_planned
+        _require(settled <= planned <= sequence.num_known, f"I18: {name} has planned more than it knows")
+        _require(len(table) * block_tokens >= planned, f"I18: {name} computes positions that have no block")
+        _require(
+            len(set(table) - {NULL_BLOCK}) == len(table) - table.count(NULL_BLOCK),
+            f"I2: {name} repeats a block",
+        )
+        passed = min(cache.num_passed_blocks(settled), len(table))
+        _require(
+            sequence.num_passed_blocks == passed or not table, f"I24: {name} keeps blocks behind its window"
+        )
+        for index, block in enumerate(table):
+            _require(
+                (block == NULL_BLOCK) == (index < passed),
+                f"I24: {name} lacks block {index} inside its window",
+            )
+            if block not in cache.node_of:
+                continue
+            _require(
+                (index + 1) * block_tokens <= settled,
+                f"I11: {name} block {index} is published before computed",
+            )
+            node = cache.node_of[block]
+            own = tuple(sequence.tokens[index * block_tokens : (index + 1) * block_tokens])
+            _require(
+                node.tokens == own and node.depth == index + 1, f"I9: {name} block {index} has a foreign key"
+            )
+            _require(
+                node.key == sequence.keys[index],
+                f"I13: {name} block {index} is from another prefix or namespace",
+            )
+
+
+def _check_flights(roster: Roster, pool: BlockPool, flights: Ordered[Step], block_tokens: int) -> None:
+    _require(bool(flights) or not pool.deferred, "I17: blocks wait for a step that is not in flight")
+    _require(
+        all(flights[0].number <= number <= flights[-1].number for number in pool.deferred.values()),
+        "I17: a block waits for a step that is not in flight",
+    )
+    for step in flights:
+        for piece in step.slices:
+            sequence = roster.sequences.get(piece.seq_id)
+            if sequence is None or sequence.epoch != piece.epoch:
+                continue
+            first, last = piece.start // block_tokens, (piece.end - 1) // block_tokens
+            for block in sequence.table[first : last + 1]:
+                _require(
+                    pool.num_owners(block) == 1 and not pool.is_published(block),
+                    f"I14: block {block} is written by sequence {piece.seq_id} and read by others",
+                )
+
+
+def _check_roster(roster: Roster) -> None:
+    for listed, states in (
+        (roster.resident, (State.RUNNING, State.HELD)),
+        (roster.waiting, (State.WAITING,)),
+    ):
+        _require(all(a.order < b.order for a, b in pairwise(listed)), "a list of sequences is out of order")
+        for sequence in listed:
+            _require(
+                sequence.state in states, f"sequence {sequence.seq_id} is {sequence.state} in the wrong list"
+            )
+            _require(
+                roster.sequences.get(sequence.seq_id) is sequence,
+                f"sequence {sequence.seq_id} outlived its end",
+            )
+    resident = {sequence.seq_id for sequence in roster.resident}
+    waiting = {sequence.seq_id for sequence in roster.waiting}
+    seats = 0
+    for group in roster.groups.values():
+        _require(bool(group.members), f"request {group.request.request_id!r} has no sequence left")
+        count = sum(1 for seq_id in group.members if seq_id in resident)
+        _require(count == group.num_resident, f"request {group.request.request_id!r} miscounts its residents")
+        _require(group.num_seats == (group.num_seats_wanted if count else 0), "a request holds wrong seats")
+        _require(
+            len(group.members) <= group.width, f"request {group.request.request_id!r} has too many sequences"
+        )
+        seats += group.num_seats
+    _require(
+        seats == roster.num_seats <= roster.max_num_seqs, f"{seats} of {roster.max_num_seqs} seats are taken"
+    )
+    for sequence in roster.sequences.values():
+        is_listed = sequence.seq_id in resident or sequence.seq_id in waiting
+        _require(is_listed or sequence.state is State.HELD, f"sequence {sequence.seq_id} is lost")
+        _require(
+            bool(sequence.table) <= (sequence.seq_id in resident), f"sequence {sequence.seq_id} hoards blocks"
+        )
+
+
+def _check_counters(cache: PrefixCache) -> None:
+    counters = cache.counters
+    _require(counters.hits + counters.misses == counters.lookups, "I40: hits and misses are not all lookups")
+    _require(
+        counters.hit_tokens + counters.missed_tokens == counters.lookup_tokens,
+        "I40: tokens found and tokens missed are not all tokens looked up",
+    )
+
+
+def _check_quiet(roster: Roster, cache: PrefixCache) -> None:
+    pool = cache.pool
+    held = sum(1 for count in pool.references if count)
+    _require(held == len(cache.pinned), f"I6: {held} blocks are in use when nobody is here")
+    _require(not cache.computing, "I6: prefixes are announced when nobody computes")
+    _require(not roster.num_seats and not roster.groups, "I6: seats are taken when nobody is here")

@@ -1,0 +1,243 @@
+"""Choose the next step: who computes how many tokens, in which blocks, and who has to make room.
+
+There is no prefill phase and no decode phase. Each plan gives one token budget away:
+
+    1  every running sequence with exactly one known token to compute gets it (decodes are never starved)
+    2  running prefills share what is left, best placed first, at most `max_chunk_tokens` each
+    3  waiting sequences begin, best placed first, as the rules of `admit.py` let them
+
+Blocks go to the best placed first; the worst placed gives its own up (`victims.py`). A preempted sequence keeps its
+tokens, goes back to its place in the queue and recomputes.
+
+Why this cannot livelock: the order of sequences is total and fixed while they live, nobody yields to a worse placed
+one (held beams aside, which need nothing), and `submit` refuses what would not fit an empty pool. So with nothing in
+flight the best placed sequence that is not held gets at least one token: all others can be preempted for it if it
+has memory, and if it waits, then nobody behind it may begin, those with memory end in bounded time, and as soon
+as only held beams have memory they are preempted for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Ordered
+
+from octavo.core.admit import Rule
+from octavo.core.cache import CACHING_IS_OFF, WANTS_PROMPT_LOGPROBS
+from octavo.core.draft import Draft
+from octavo.core.roster import Roster
+from octavo.core.sequence import Sequence, State
+from octavo.core.step import Preempted, Slice
+from octavo.core.tables import Extension, Tables
+from octavo.core.victims import victim_for, yielding_to
+from octavo.errors import Bug
+
+WAITS_FOR_FLIGHT = "blocks it needs are in use by a step in flight"
+
+
+class Planner:
+    """Plans over one roster and its tables. Holds the preemptions that no step has reported yet.
+
+    budget     most tokens in a step
+    max_chunk  most tokens of one sequence in a step
+    """
+
+    def __init__(
+        self, roster: Roster, tables: Tables, rules: Ordered[Rule], *, budget: int, max_chunk: int
+    ) -> None:
+        self.preempted: list[int] = []
+        self.events: list[Preempted] = []
+        self._roster = roster
+        self._tables = tables
+        self._cache = tables.cache
+        self._pool = tables.pool
+        self._rules = rules
+        self._budget = budget
+        self._max_chunk = max_chunk
+
+    def draft(self, *, is_in_flight: bool) -> Draft:
+        """Decide a step. An empty draft means that nothing can be computed before the next commit or submit."""
+        draft = Draft(self._cache, self._budget)
+        self._continue_running(draft)
+        self._admit_waiting(draft)
+        if draft.is_empty and not is_in_flight and self._roster.waiting:
+            self._make_way_for_head(draft)
+        return draft
+
+    def _continue_running(self, draft: Draft) -> None:
+        ready = [(sequence, sequence.num_ready) for sequence in self._roster.resident]
+        decodes_left = sum(1 for _, count in ready if count == 1)
+        for sequence, count in ready:
+            if not count:
+                continue
+            decodes_left -= count == 1
+            if sequence.seq_id in draft.preempted:
+                continue
+            if count > 1:
+                count = min(count, self._max_chunk, draft.tokens_left - decodes_left)
+                if count < 1:
+                    draft.reserve(sequence.seq_id, self._tables.outstanding(sequence))
+                    continue
+            self._continue(sequence, sequence.num_planned + count, draft)
+
+    def _continue(self, sequence: Sequence, end: int, draft: Draft) -> None:
+        tables = self._tables
+        missing = tables.missing(sequence, end)
+        if missing > self._pool.num_available:
+            end = self._make_room(sequence, end, draft)
+            if end <= sequence.num_planned:
+                self._stall(sequence, draft)
+                return
+        extension = tables.extend(sequence, end) if missing else Extension()
+        self._slice(sequence, end, extension, draft)
+
+    def _make_room(self, sequence: Sequence, end: int, draft: Draft) -> int:
+        """Preempt worse placed sequences for blocks up to `end`; how far it can go now, `num_planned` if nowhere."""
+        while self._tables.missing(sequence, end) > self._pool.num_soon_available:
+            victim = victim_for(sequence, self._roster.resident)
+            if victim is None:
+                self._cache.reclaim(sequence)
+                break
+            self._preempt(victim, "a better placed sequence needs its blocks", draft)
+        available = self._pool.num_available
+        while end > sequence.num_planned and self._tables.missing(sequence, end) > available:
+            end = max(sequence.num_planned, (self._tables.blocks_for(end) - 1) * self._tables.block_tokens)
+        return end
+
+    def _stall(self, sequence: Sequence, draft: Draft) -> None:
+        """It can get no block now: wait for the step in flight, or else give its own memory up."""
+        draft.is_short = True
+        if self._pool.deferred or sequence.is_in_flight:
+            sequence.wait(WAITS_FOR_FLIGHT)
+        else:
+            self._preempt(sequence, "no block is left for its next token", draft)
+
+    def _slice(self, sequence: Sequence, end: int, extension: Extension, draft: Draft) -> None:
+        start, known = sequence.num_planned, sequence.num_known
+        sequence.num_planned = end
+        samples = 0
+        if end < known:
+            draft.reserve(sequence.seq_id, self._tables.outstanding(sequence))
+        else:
+            group = self._roster.group_of(sequence)
+            samples = 1 if group.has_branched or group.is_beam else group.width
+            if samples == 1 and not group.is_beam:
+                sequence.pending = 1
+        piece = Slice(
+            sequence.seq_id,
+            sequence.epoch,
+            start,
+            end - start,
+            self._tables.report(sequence),
+            (),
+            samples,
+            extension.replaced,
+        )
+        draft.add(piece, extension.copies, is_decode=start + 1 == known)
+
+    def _admit_waiting(self, draft: Draft) -> None:
+        place = 0
+        while place < len(self._roster.waiting):
+            sequence = self._roster.waiting[place]
+            if sequence.seq_id in draft.preempted:
+                return
+            draft.forget_hit()
+            refusal = self._refusal(sequence, draft)
+            if refusal is not None and not refusal[1] and self._make_way_by_priority(sequence, draft):
+                draft.forget_hit()
+                refusal = self._refusal(sequence, draft)
+            if refusal is None:
+                self._begin(sequence, draft)
+                continue
+            sequence.wait(refusal[0])
+            if not refusal[1]:
+                return
+            place += 1
+
+    def _refusal(self, sequence: Sequence, draft: Draft) -> tuple[str, bool] | None:
+        """Why it has to wait, and whether others may go before it."""
+        for rule in self._rules:
+            reason = rule.allows(sequence, draft)
+            if reason is not None:
+                return reason, rule.lets_others_pass
+        return None
+
+    def _begin(self, sequence: Sequence, draft: Draft) -> None:
+        """Give a waiting sequence memory and its first slice."""
+        hit = draft.hit(sequence)
+        spare = self._pool.num_available - self._tables.needed_with(sequence, hit) - draft.reserved_blocks
+        with_partial = hit.partial is not None and spare >= (hit.partial[0] in self._pool.idle)
+        self._roster.unqueue(sequence)
+        sequence.state = State.RUNNING
+        extension = self._tables.adopt(sequence, hit, with_partial=with_partial)
+        self._roster.seat(sequence)
+        if hit.report.why not in (CACHING_IS_OFF, WANTS_PROMPT_LOGPROBS):
+            self._count_lookup(sequence)
+        if sequence.cache_report is None:
+            sequence.num_cached_tokens = sequence.num_computed
+        sequence.cache_report = hit.report
+        count = min(sequence.num_ready, self._max_chunk, draft.tokens_left)
+        end = sequence.num_planned + count
+        while self._tables.missing(sequence, end) > self._pool.num_available:
+            end = (self._tables.blocks_for(end) - 1) * self._tables.block_tokens
+        self._tables.extend(sequence, end)
+        self._slice(sequence, end, extension, draft)
+
+    def _make_way_by_priority(self, sequence: Sequence, draft: Draft) -> bool:
+        """Preempt sequences of strictly worse priority, if that can make room. True if any was preempted."""
+        roster, pool = self._roster, self._pool
+        victims = yielding_to(sequence.request.priority, roster.resident)
+        if not victims or draft.tokens_left < 1 or draft.is_short:
+            return False
+        groups = {roster.group_of(victim).arrival: roster.group_of(victim).num_seats for victim in victims}
+        needed = self._tables.needed_with(sequence, draft.hit(sequence))
+        if roster.seats_missing(sequence) > sum(groups.values()):
+            return False
+        if pool.num_soon_available + sum(len(victim.table) for victim in victims) < needed:
+            return False
+        preempted = False
+        for victim in victims:
+            draft.forget_hit()
+            needed = self._tables.needed_with(sequence, draft.hit(sequence)) + draft.reserved_blocks
+            if roster.seats_missing(sequence) <= 0 and pool.num_soon_available >= needed:
+                break
+            self._preempt(victim, "a request of better priority needs its place", draft)
+            preempted = True
+        return preempted
+
+    def _make_way_for_head(self, draft: Draft) -> None:
+        """Nothing runs and nothing is in flight: held beams give their memory to the head of the queue."""
+        draft.is_short = False
+        draft.preempted.clear()
+        self._admit_waiting(draft)
+        while draft.is_empty and self._roster.resident:
+            self._preempt(
+                self._roster.resident[-1], "it is held while another sequence needs its blocks", draft
+            )
+            draft.preempted.clear()
+            self._admit_waiting(draft)
+        if draft.is_empty:
+            head = self._roster.waiting[0]
+            raise Bug(f"sequence {head.seq_id} cannot begin in an empty pool: {head.wait_reason}")
+
+    def _preempt(self, sequence: Sequence, because: str, draft: Draft) -> None:
+        """Take a sequence's memory. What it has in flight is ignored when it comes back."""
+        for copy in draft.withdraw(sequence.seq_id):
+            self._pool.end_copy(copy.source, copy.target)
+        draft.preempted.add(sequence.seq_id)
+        self._roster.unseat(sequence)
+        self._tables.release(sequence)
+        sequence.epoch += 1
+        sequence.preemptions += 1
+        self._cache.counters.preemptions += 1
+        if sequence.state is State.RUNNING:
+            self._roster.queue(sequence)
+        self.preempted.append(sequence.seq_id)
+        self.events.append(Preempted(sequence.request.request_id, sequence.seq_id, because))
+
+    def _count_lookup(self, sequence: Sequence) -> None:
+        counters = self._cache.counters
+        counters.lookups += 1
+        counters.hits += sequence.num_computed > 0
+        counters.misses += sequence.num_computed == 0
+        counters.lookup_tokens += len(sequence.tokens)
+        counters.hit_tokens += sequence.num_computed
+        counters.missed_tokens += len(sequence.tokens) - sequence.num_computed

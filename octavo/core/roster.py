@@ -1,0 +1,143 @@
+"""Who is here: requests and their sequences, who has memory, who waits, and the seats they take."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from octavo.core.sequence import Request, Sequence, State
+from octavo.errors import Bug
+
+
+def _order(sequence: Sequence) -> tuple[int, int, int]:
+    return sequence.order
+
+
+@dataclass(slots=True, eq=False)
+class Group:
+    """One request and its live sequences.
+
+    width         sequences it may have at once: choices or beams
+    has_branched  the choices exist; from then on only the live ones need seats. Beams come and go to the end.
+    num_resident  members with memory
+    num_seats     seats the group takes now
+    next_index    index of the next sequence to be made
+    """
+
+    request: Request
+    arrival: int
+    width: int
+    has_branched: bool = False
+    members: dict[int, Sequence] = field(default_factory=dict)
+    num_resident: int = 0
+    num_seats: int = 0
+    next_index: int = 0
+
+    @property
+    def is_beam(self) -> bool:
+        return self.request.params.beam_width is not None
+
+    @property
+    def num_seats_wanted(self) -> int:
+        """Seats while any member has memory: room for every sequence it may still have."""
+        return len(self.members) if self.has_branched and not self.is_beam else self.width
+
+
+class Roster:
+    """Live sequences, in two lists ordered best first: `resident` (with memory) and `waiting`.
+
+    A held beam without memory is in neither list; it waits for its siblings, not for memory.
+    """
+
+    def __init__(self, max_num_seqs: int) -> None:
+        self.groups: dict[str, Group] = {}
+        self.sequences: dict[int, Sequence] = {}
+        self.resident: list[Sequence] = []
+        self.waiting: list[Sequence] = []
+        self.num_seats = 0
+        self.max_num_seqs = max_num_seqs
+        self._num_arrivals = 0
+        self._next_seq_id = 0
+
+    def enter(self, request: Request, width: int) -> Group:
+        """Open a group for a new request; it has no sequence yet."""
+        group = Group(request=request, arrival=self._num_arrivals, width=width, has_branched=width == 1)
+        self._num_arrivals += 1
+        self.groups[request.request_id] = group
+        return group
+
+    def join(self, group: Group, make: Callable[[int, int], Sequence]) -> Sequence:
+        """Add the sequence `make(seq_id, index)` to the group; where it is listed is the caller's to say."""
+        sequence = make(self._next_seq_id, group.next_index)
+        self._next_seq_id += 1
+        group.next_index += 1
+        group.members[sequence.seq_id] = sequence
+        self.sequences[sequence.seq_id] = sequence
+        self._reseat(group)
+        return sequence
+
+    def group_of(self, sequence: Sequence) -> Group:
+        return self.groups[sequence.request.request_id]
+
+    def queue(self, sequence: Sequence) -> None:
+        """Put it in the waiting list, at the place its arrival gives it."""
+        sequence.state = State.WAITING
+        insort(self.waiting, sequence, key=_order)
+
+    def seat(self, sequence: Sequence) -> None:
+        """It has memory from now on."""
+        insort(self.resident, sequence, key=_order)
+        group = self.group_of(sequence)
+        group.num_resident += 1
+        self._reseat(group)
+
+    def unseat(self, sequence: Sequence) -> None:
+        """It has no memory any more."""
+        _remove(self.resident, sequence)
+        group = self.group_of(sequence)
+        group.num_resident -= 1
+        self._reseat(group)
+
+    def unqueue(self, sequence: Sequence) -> None:
+        _remove(self.waiting, sequence)
+
+    def is_resident(self, sequence: Sequence) -> bool:
+        place = bisect_left(self.resident, sequence.order, key=_order)
+        return place < len(self.resident) and self.resident[place] is sequence
+
+    def leave(self, sequence: Sequence) -> None:
+        """It has ended. The group goes with its last member."""
+        if self.is_resident(sequence):
+            self.unseat(sequence)
+        elif sequence.state is State.WAITING:
+            self.unqueue(sequence)
+        sequence.state = State.FINISHED
+        group = self.group_of(sequence)
+        del group.members[sequence.seq_id]
+        del self.sequences[sequence.seq_id]
+        self._reseat(group)
+        if not group.members:
+            del self.groups[group.request.request_id]
+
+    def branched(self, group: Group) -> None:
+        """All choices of the group exist now."""
+        group.has_branched = True
+        self._reseat(group)
+
+    def seats_missing(self, sequence: Sequence) -> int:
+        """Seats that would have to become free before `sequence` can be seated; 0 or less when it can be now."""
+        group = self.group_of(sequence)
+        return self.num_seats - group.num_seats + group.num_seats_wanted - self.max_num_seqs
+
+    def _reseat(self, group: Group) -> None:
+        seats = group.num_seats_wanted if group.num_resident else 0
+        self.num_seats += seats - group.num_seats
+        group.num_seats = seats
+
+
+def _remove(ordered: list[Sequence], sequence: Sequence) -> None:
+    place = bisect_left(ordered, sequence.order, key=_order)
+    if place == len(ordered) or ordered[place] is not sequence:
+        raise Bug(f"sequence {sequence.seq_id} is not listed where its order puts it")
+    del ordered[place]

@@ -1,0 +1,334 @@
+"""The scheduler: what is waiting and what is free become a `Step`; its result becomes events.
+
+    submit ──> waiting ──plan──> running ──commit──> Token ... Finished
+                  ^                 │
+                  └── preemption ───┘        beams:  running ──commit──> held ──advance──> running
+
+One step may be in flight while the next is planned: `plan` works from counts and never needs the value of a token
+that is still being computed. When a commit shows that a sequence of the already planned step has ended, or has
+been preempted meanwhile, its output is ignored: the epoch has moved on.
+
+The same calls in the same order make the same decisions. There is no clock, no randomness and no I/O in here.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Mapping
+from collections.abc import Sequence as Ordered
+from dataclasses import dataclass
+
+from octavo.core.admit import FreeBlocks, PrefixUnderWay, Rule, Seats, TokenBudget
+from octavo.core.cache import Counters, PrefixCache
+from octavo.core.invariants import check
+from octavo.core.limits import Limits, check_request
+from octavo.core.planning import Planner
+from octavo.core.roster import Group, Roster
+from octavo.core.sequence import Request, Sequence, State
+from octavo.core.step import Event, Finished, Forked, Held, Output, Slice, Step, StepResult, Token
+from octavo.core.tables import Tables
+from octavo.errors import Bug, RequestError
+
+__all__ = ["Limits", "Scheduler"]
+
+
+@dataclass(frozen=True, slots=True)
+class Flight:
+    """A step whose commit is awaited, with the generation of both blocks of each of its copies."""
+
+    step: Step
+    generations: tuple[tuple[int, int], ...]
+
+
+class Scheduler:
+    """Decides; never computes, waits or asks the time. Not safe for use by several threads."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self.cache = PrefixCache(
+            limits.num_blocks,
+            limits.block_tokens,
+            enabled=limits.enable_prefix_caching,
+            window_tokens=limits.window_tokens,
+            max_pinned_blocks=limits.pin_cap_blocks,
+            fingerprint=limits.fingerprint,
+        )
+        self.tables = Tables(self.cache, limits.block_tokens, limits.span_blocks)
+        self.roster = Roster(limits.max_num_seqs)
+        self.flights: deque[Flight] = deque()
+        rules: list[Rule] = [
+            TokenBudget(),
+            Seats(self.roster),
+            PrefixUnderWay(self.cache, limits.block_tokens),
+            FreeBlocks(self.tables),
+        ]
+        self._planner = Planner(
+            self.roster,
+            self.tables,
+            rules,
+            budget=limits.max_num_batched_tokens,
+            max_chunk=limits.chunk_tokens,
+        )
+        self._next_step = 0
+
+    @property
+    def sequences(self) -> Mapping[int, Sequence]:
+        """All live sequences by id."""
+        return self.roster.sequences
+
+    @property
+    def idle(self) -> bool:
+        """Nobody waits or runs. A step may still be in flight, all its outputs to be ignored."""
+        return not self.roster.sequences
+
+    @property
+    def counters(self) -> Counters:
+        return self.cache.counters
+
+    def live(self, request_id: str) -> list[Sequence]:
+        """The live sequences of a request, in order of their making; empty when there is none."""
+        group = self.roster.groups.get(request_id)
+        return list(group.members.values()) if group else []
+
+    def submit(self, request: Request, now_s: float) -> None:  # noqa: ARG002
+        """Queue a request.
+
+        Raises PromptTooLong when it can never fit the window or the pool, RequestError when its id is in use, its
+        prompt is empty or holds no token ids, or it asks for more sequences than there are seats.
+        """
+        if request.request_id in self.roster.groups:
+            raise RequestError(
+                f"request id {request.request_id!r} is in use; choose another", param="request_id"
+            )
+        width, total = check_request(self.limits, request)
+        group = self.roster.enter(request, width)
+        seed = self.cache.seed(request.namespace)
+        sequence = self.roster.join(
+            group,
+            lambda seq_id, index: Sequence(
+                seq_id, request, index, group.arrival, total, list(request.prompt), seed
+            ),
+        )
+        self.roster.queue(sequence)
+
+    def cancel(self, request_id: str, now_s: float) -> list[Event]:  # noqa: ARG002
+        """End every live sequence of the request. No events when it is unknown or has ended."""
+        events = self._waiting_events()
+        for sequence in self.live(request_id):
+            events.append(self._end(sequence, "cancelled"))
+        return events
+
+    def finish(self, seq_id: int, reason: str, now_s: float) -> list[Event]:  # noqa: ARG002
+        """End one sequence for a reason seen outside (a stop text, say). No events when it has ended."""
+        events = self._waiting_events()
+        sequence = self.roster.sequences.get(seq_id)
+        if sequence is not None:
+            events.append(self._end(sequence, reason))
+        return events
+
+    def pin(self, tokens: Iterable[int], namespace: bytes = b"") -> int:
+        """Keep the cached full blocks of this prefix from eviction. Returns how many are kept now.
+
+        Pin again to renew it when more of the prefix has been computed. All pins together hold at most
+        `limits.pin_cap_blocks`.
+        """
+        return self.cache.pin(tuple(tokens), namespace)
+
+    def unpin(self, tokens: Iterable[int], namespace: bytes = b"") -> int:
+        """Take a pin back. Returns how many blocks it kept, 0 when there was none."""
+        return self.cache.unpin(tuple(tokens), namespace)
+
+    def plan(self, now_s: float) -> Step | None:  # noqa: ARG002
+        """The next step, or None when nothing can be computed before a commit, an `advance` or a `submit`.
+
+        At most one step may be in flight.
+        """
+        if len(self.flights) > 1:
+            raise Bug(
+                f"plan: steps {self.flights[0].step.number} and {self.flights[1].step.number} are in flight"
+            )
+        self.cache.step_number = self._next_step
+        draft = self._planner.draft(is_in_flight=bool(self.flights))
+        if draft.is_empty:
+            return None
+        slices = (*draft.decodes.values(), *draft.prefills.values())
+        copies = tuple(copy for _, copy in draft.copies)
+        step = Step(self._next_step, slices, copies, (), tuple(self._planner.preempted))
+        self._planner.preempted.clear()
+        self._next_step += 1
+        generations = self.cache.pool.generations
+        self.flights.append(
+            Flight(step, tuple((generations[c.source], generations[c.target]) for c in copies))
+        )
+        self.cache.pool.defer_until(step.number)
+        self.cache.counters.computed_tokens += step.num_tokens
+        return step
+
+    def commit(self, step: Step, result: StepResult, now_s: float) -> list[Event]:  # noqa: ARG002
+        """Take in what the oldest step in flight has produced."""
+        events = self._waiting_events()
+        self._land(step, result)
+        for piece, output in zip(step.slices, result.outputs, strict=True):
+            sequence = self.roster.sequences.get(piece.seq_id)
+            if sequence is not None and piece.epoch == output.epoch == sequence.epoch:
+                self._take_in(sequence, piece, output, events)
+        return events
+
+    def _land(self, step: Step, result: StepResult) -> None:
+        """The step is over: its copies are made, and blocks that waited for it are free."""
+        if not self.flights or (self.flights[0].step is not step and self.flights[0].step != step):
+            raise Bug(f"commit: step {step.number} is not the oldest in flight")
+        ids = [piece.seq_id for piece in step.slices]
+        if result.number != step.number or [output.seq_id for output in result.outputs] != ids:
+            raise Bug(f"commit: the result is not that of step {step.number}: it must answer slice by slice")
+        flight = self.flights.popleft()
+        pool = self.cache.pool
+        pool.defer_until(self.flights[-1].step.number if self.flights else None)
+        pool.settle(step.number)
+        for copy, generation in zip(step.copies, flight.generations, strict=True):
+            if generation != (pool.generations[copy.source], pool.generations[copy.target]):
+                raise Bug(f"I20: a block of {copy} was handed out again before the copy was made")
+            pool.end_copy(copy.source, copy.target)
+
+    def _take_in(self, sequence: Sequence, piece: Slice, output: Output, events: list[Event]) -> None:
+        if output.error is not None:
+            events.append(self._end(sequence, "error", error=output.error))
+            return
+        group = self.roster.group_of(sequence)
+        expected = 0 if group.is_beam else piece.samples
+        if len(output.tokens) != expected:
+            raise Bug(
+                f"commit: sequence {sequence.seq_id} was to draw {expected} tokens and got {len(output.tokens)}"
+            )
+        sequence.num_computed = piece.end
+        self.cache.publish(sequence)
+        self.tables.drop_passed(sequence)
+        if not piece.samples:
+            return
+        if group.is_beam:
+            sequence.state = State.HELD
+            events.append(Held(sequence.request.request_id, sequence.seq_id, output.payload))
+            return
+        sequence.pending = 0
+        choices = [sequence]
+        for _ in output.tokens[1:]:
+            choices.append(self._fork(sequence, group, events))
+        self.roster.branched(group)
+        for choice, token in zip(choices, output.tokens, strict=True):
+            self._append(choice, token, output.payload, events)
+
+    def _append(self, sequence: Sequence, token: int, payload: object, events: list[Event]) -> None:
+        request = sequence.request
+        position = len(sequence.tokens)
+        sequence.tokens.append(token)
+        events.append(Token(request.request_id, sequence.seq_id, sequence.index, position, token, payload))
+        params = request.params
+        may_stop = sequence.num_output_tokens >= params.min_tokens
+        is_end = token in request.end_token_ids and not params.ignore_eos
+        if may_stop and (is_end or token in params.stop_token_ids):
+            events.append(self._end(sequence, "stop", stop_token=token))
+        elif len(sequence.tokens) >= sequence.max_total_tokens:
+            events.append(self._end(sequence, "length"))
+
+    def _fork(self, parent: Sequence, group: Group, events: list[Event]) -> Sequence:
+        """A new sequence with the parent's tokens and a share in its blocks."""
+        child = self.roster.join(
+            group,
+            lambda seq_id, index: Sequence(
+                seq_id,
+                parent.request,
+                index,
+                parent.arrival,
+                parent.max_total_tokens,
+                list(parent.tokens),
+                parent.seed,
+                num_cached_tokens=parent.num_cached_tokens,
+                cache_report=parent.cache_report,
+            ),
+        )
+        if self.roster.is_resident(parent):
+            child.state = State.RUNNING
+            self.tables.fork(parent, child)
+            self.roster.seat(child)
+        else:
+            self.roster.queue(child)
+        events.append(
+            Forked(parent.request.request_id, parent.seq_id, child.seq_id, child.index, len(parent.tokens))
+        )
+        return child
+
+    def _end(
+        self, sequence: Sequence, reason: str, *, stop_token: int | None = None, error: str | None = None
+    ) -> Finished:
+        self.roster.leave(sequence)
+        self.tables.release(sequence)
+        return Finished(
+            sequence.request.request_id, sequence.seq_id, sequence.index, reason, stop_token, error
+        )
+
+    def _waiting_events(self) -> list[Event]:
+        events: list[Event] = list(self._planner.events)
+        self._planner.events.clear()
+        return events
+
+    def advance(self, request_id: str, beams: Ordered[tuple[int, int]], now_s: float) -> list[Event]:  # noqa: ARG002
+        """Go on with these beams: (parent sequence id, token) each. Every live beam of the request must be held.
+
+        The first child of a parent continues it in place, further ones fork from it, and a parent without a child
+        ends with reason "beam". No beams end the request. Events: all Forked, then a Token per beam in the given
+        order, then the Finished.
+        """
+        events = self._waiting_events()
+        group = self.roster.groups.get(request_id)
+        if group is None:
+            return events
+        self._check_beams(group, beams)
+        parents = list(group.members.values())
+        continued: set[int] = set()
+        children: list[tuple[Sequence, int]] = []
+        for parent_id, token in beams:
+            parent = group.members[parent_id]
+            if parent_id in continued:
+                children.append((self._fork(parent, group, events), token))
+            else:
+                continued.add(parent_id)
+                children.append((parent, token))
+        group.has_branched = True
+        for parent in parents:
+            if parent.seq_id in continued:
+                self._resume(parent)
+        for child, token in children:
+            self._append_beam(child, token, events)
+        for parent in parents:
+            if parent.seq_id not in continued:
+                events.append(self._end(parent, "beam"))
+        return events
+
+    def _check_beams(self, group: Group, beams: Ordered[tuple[int, int]]) -> None:
+        busy = [s.seq_id for s in group.members.values() if s.state is not State.HELD]
+        if busy or not group.is_beam:
+            raise Bug(
+                f"advance: {group.request.request_id!r} is no beam search, or its beams {busy} are not held"
+            )
+        if len(beams) > group.width:
+            raise Bug(f"advance: {len(beams)} beams where beam_width is {group.width}")
+        for parent_id, _ in beams:
+            if parent_id not in group.members:
+                raise Bug(f"advance: sequence {parent_id} is not a live beam of {group.request.request_id!r}")
+
+    def _resume(self, parent: Sequence) -> None:
+        if self.roster.is_resident(parent):
+            parent.state = State.RUNNING
+        else:
+            self.roster.queue(parent)
+
+    def _append_beam(self, sequence: Sequence, token: int, events: list[Event]) -> None:
+        request = sequence.request
+        events.append(Token(request.request_id, sequence.seq_id, sequence.index, len(sequence.tokens), token))
+        sequence.tokens.append(token)
+        if len(sequence.tokens) >= sequence.max_total_tokens:
+            events.append(self._end(sequence, "length"))
+
+    def check(self) -> None:
+        """Verify every invariant that applies here. Raises Bug that names the broken one."""
+        check(self.roster, self.cache, [flight.step for flight in self.flights], self.limits.block_tokens)
