@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import tokenizers
-from tokenizers import processors
 
 from octavo.codec.detokenize import Detokenizer
 from octavo.codec.pieces import rule_for
@@ -16,6 +16,7 @@ from octavo.errors import LoadError, PromptTooLong, RequestError
 
 MAX_CHARS = 8 * 2**20
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
@@ -65,7 +66,6 @@ class Tokenizer:
         config = _json_object(folder / "tokenizer_config.json")
         model = _read_model(folder)
         special_tokens = _special_tokens(_json_object(folder / "special_tokens_map.json") | config)
-        _apply_bos_and_eos(model, config, special_tokens, str(folder / "tokenizer_config.json"))
         return cls(
             model,
             special_tokens=special_tokens,
@@ -77,24 +77,24 @@ class Tokenizer:
     def encode(self, text: str, add_special_tokens: bool = True, *, max_chars: int = MAX_CHARS) -> list[int]:
         """Token ids of a text.
 
-        add_special_tokens  put the begin token (and whatever else the model's files ask for) around it;
-        False for a
-                            rendered chat, whose template writes them itself
+        add_special_tokens  add the begin token, and whatever else tokenizer.json asks for (`add_bos_token` in
+                            tokenizer_config.json has no say beside it); False for a rendered chat, whose
+                            template writes them itself
         max_chars           a longer text is refused before any work is done on it
-        Raises PromptTooLong, and RequestError for text with lone surrogates, which is no Unicode.
+        Raises PromptTooLong, and RequestError for text with lone surrogates, which is not Unicode.
         """
         if len(text) > max_chars:
             raise PromptTooLong(
                 f"the prompt has {len(text)} characters, at most {max_chars} are read; shorten it",
                 param="prompt",
             )
-        try:
-            return list(self._model.encode(text, add_special_tokens=add_special_tokens).ids)
-        except UnicodeEncodeError as error:
+        surrogate = _SURROGATE.search(text)
+        if surrogate:
             raise RequestError(
-                f"the prompt holds a lone surrogate at character {error.start}; send valid Unicode",
+                f"the prompt holds a lone surrogate at character {surrogate.start()}; send valid Unicode",
                 param="prompt",
-            ) from error
+            )
+        return list(self._model.encode(text, add_special_tokens=add_special_tokens).ids)
 
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
         """Text of token ids, all at once; the same text a `Detokenizer` gives out piece by piece.
@@ -166,27 +166,6 @@ def _special_tokens(config: Mapping[str, object]) -> dict[str, str]:
         if isinstance(value, str):
             found[name] = value
     return found
-
-
-def _apply_bos_and_eos(
-    model: tokenizers.Tokenizer, config: Mapping[str, object], special: Mapping[str, str], where: str
-) -> None:
-    """add_bos_token and add_eos_token of tokenizer_config.json go before the rule in tokenizer.json."""
-    if "add_bos_token" not in config and "add_eos_token" not in config:
-        return
-    around: list[list[tuple[str, int]]] = []
-    for name in ("bos_token", "eos_token"):
-        text = special.get(name) if config.get(f"add_{name}") else None
-        token_id = None if text is None else model.token_to_id(text)
-        if text is not None and token_id is None:
-            raise LoadError(f"{where}: {name} {text!r} is not in the vocabulary of tokenizer.json")
-        around.append([] if text is None or token_id is None else [(text, token_id)])
-    before, after = ([text for text, _ in part] for part in around)
-    model.post_processor = processors.TemplateProcessing(
-        single=[*before, "$A", *after],
-        pair=[*before, "$A", *after, *before, "$B", *after],
-        special_tokens=around[0] + around[1],
-    )
 
 
 def _end_ids(folder: Path) -> frozenset[int]:
