@@ -39,11 +39,13 @@ def copy_blocks(
         )
     by_block = blocks if blocks.ndim == 5 else blocks.transpose(0, 1)
     num_blocks, block_tokens = by_block.shape[0], blocks.shape[-3]
-    for source, target, count in zip(sources, targets, num_tokens, strict=True):
+    copies = list(zip(sources, targets, num_tokens, strict=True))
+    for source, target, count in copies:
         if not (0 <= source < num_blocks and 0 <= target < num_blocks and 0 <= count <= block_tokens):
             raise ValueError(
                 f"copy_blocks: cannot copy {count} tokens from block {source} to block {target}: "
                 f"there are {num_blocks} blocks of {block_tokens} tokens"
             )
+    for source, target, count in copies:
         if source != target:
             by_block[target].narrow(-3, 0, count).copy_(by_block[source].narrow(-3, 0, count))

@@ -35,7 +35,6 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
     if x.numel():
         width = x.shape[-1]
-        _native.rms_norm(
-            x.detach().reshape(-1, width), weight.detach().contiguous(), eps, out.view(-1, width)
-        )
+        rows = x.detach().contiguous().view(-1, width)
+        _native.rms_norm(rows, weight.detach().contiguous(), eps, out.view(-1, width))
     return out
