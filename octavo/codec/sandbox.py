@@ -62,6 +62,7 @@ _DEEP_FILTERS = _words(
     """
 )
 _DEEP_TESTS = _words("in upper lower eq ne gt ge lt le equalto greaterthan lessthan == != > >= < <=")
+_JINJA_ARGUMENTS = _words("_loop_vars _block_vars")
 _SMALL_NUMBERS = _words("batch center indent round slice truncate ljust rjust zfill")
 
 
@@ -125,10 +126,11 @@ class Sandbox(ImmutableSandboxedEnvironment):
         if isinstance(obj, LoopContext):
             return super().call(context, obj, *map(Each, args), **kwargs)
         owner, name = getattr(obj, "__self__", None), getattr(obj, "__name__", "")
-        for value in (*args, *kwargs.values()):
+        named = {key: value for key, value in kwargs.items() if key not in _JINJA_ARGUMENTS}
+        for value in (*args, *named.values()):
             counter.charge_deep(value)
         if isinstance(owner, str):
-            result = _call_text_method(owner, name, obj, args, kwargs)
+            result = _call_text_method(owner, name, obj, args, named)
         else:
             if isinstance(owner, list | tuple):
                 counter.charge_deep(owner)
