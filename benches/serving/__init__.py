@@ -1,0 +1,1 @@
+"""Whole requests through the engine."""
