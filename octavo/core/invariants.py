@@ -166,17 +166,23 @@ def _check_flights(roster: Roster, pool: BlockPool, flights: Ordered[Step], bloc
         all(flights[0].number <= number <= flights[-1].number for number in pool.deferred.values()),
         "I17: a block waits for a step that is not in flight",
     )
+    pending: Counter[int] = Counter()
     for step in flights:
         for piece in step.slices:
             sequence = roster.sequences.get(piece.seq_id)
             if sequence is None or sequence.epoch != piece.epoch:
                 continue
+            pending[piece.seq_id] += piece.samples == 1 and sequence.request.params.beam_width is None
             first, last = piece.start // block_tokens, (piece.end - 1) // block_tokens
             for block in sequence.table[first : last + 1]:
                 _require(
                     pool.num_owners(block) == 1 and not pool.is_published(block),
                     f"I14: block {block} is written by sequence {piece.seq_id} and read by others",
                 )
+    for sequence in roster.sequences.values():
+        _require(
+            sequence.pending == pending[sequence.seq_id], f"sequence {sequence.seq_id} awaits wrong tokens"
+        )
 
 
 def _check_roster(roster: Roster) -> None:

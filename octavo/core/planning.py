@@ -117,10 +117,8 @@ class Planner:
         if end < known:
             draft.reserve(sequence.seq_id, self._tables.outstanding(sequence))
         else:
-            group = self._roster.group_of(sequence)
-            samples = 1 if group.has_branched or group.is_beam else group.width
-            if samples == 1 and not group.is_beam:
-                sequence.pending = 1
+            samples = sequence.num_draws
+            sequence.pending += samples == 1 and not sequence.is_beam
         piece = Slice(
             sequence.seq_id,
             sequence.epoch,

@@ -106,7 +106,15 @@ class Scheduler:
         sequence = self.roster.join(
             group,
             lambda seq_id, index: Sequence(
-                seq_id, request, index, group.arrival, total, list(request.prompt), seed
+                seq_id,
+                request,
+                index,
+                group.arrival,
+                total,
+                list(request.prompt),
+                seed,
+                num_draws=1 if group.is_beam else width,
+                is_beam=group.is_beam,
             ),
         )
         self.roster.queue(sequence)
@@ -194,25 +202,31 @@ class Scheduler:
         if output.error is not None:
             events.append(self._end(sequence, "error", error=output.error))
             return
-        group = self.roster.group_of(sequence)
-        expected = 0 if group.is_beam else piece.samples
+        expected = 0 if sequence.is_beam else piece.samples
         if len(output.tokens) != expected:
             raise Bug(
                 f"commit: sequence {sequence.seq_id} was to draw {expected} tokens and got {len(output.tokens)}"
             )
         sequence.num_computed = piece.end
         self.cache.publish(sequence)
-        self.tables.drop_passed(sequence)
+        if self.cache.has_window:
+            self.tables.drop_passed(sequence)
         if not piece.samples:
             return
-        if group.is_beam:
+        if sequence.is_beam:
             sequence.state = State.HELD
             events.append(Held(sequence.request.request_id, sequence.seq_id, output.payload))
-            return
-        sequence.pending = 0
-        choices = [sequence]
-        for _ in output.tokens[1:]:
-            choices.append(self._fork(sequence, group, events))
+        elif piece.samples == 1:
+            sequence.pending -= 1
+            self._append(sequence, output.tokens[0], output.payload, events)
+        else:
+            self._branch(sequence, output, events)
+
+    def _branch(self, sequence: Sequence, output: Output, events: list[Event]) -> None:
+        """The prompt is computed: its choices part, one token each."""
+        group = self.roster.group_of(sequence)
+        sequence.num_draws = 1
+        choices = [sequence, *(self._fork(sequence, group, events) for _ in output.tokens[1:])]
         self.roster.branched(group)
         for choice, token in zip(choices, output.tokens, strict=True):
             self._append(choice, token, output.payload, events)
@@ -242,6 +256,7 @@ class Scheduler:
                 parent.max_total_tokens,
                 list(parent.tokens),
                 parent.seed,
+                is_beam=parent.is_beam,
                 num_cached_tokens=parent.num_cached_tokens,
                 cache_report=parent.cache_report,
             ),

@@ -189,6 +189,8 @@ class Sequence:
     index              which choice or beam of its request
     arrival            counts requests in order of submission
     max_total_tokens   longest the sequence may become, prompt included
+    num_draws          tokens to draw when all known ones are computed: one, or one per choice at the end of a prompt
+    is_beam            candidates are reported instead of drawn, and it is held until `advance`
     tokens             prompt and output
     epoch              raised at each preemption
     num_cached_tokens  tokens found in the prefix cache when it first got memory
@@ -199,7 +201,7 @@ class Sequence:
 
     table              block ids by position; the null block where a sliding window has passed
     num_reported       table entries the worker has been told of
-    pending            tokens that a step in flight will append
+    pending            tokens that the steps in flight will append
     keys               keys of its full blocks, as far as anybody asked
     node               where its published prefix ends in the prefix tree
     computing          index range of blocks that others may wait for, because this sequence computes them
@@ -212,6 +214,8 @@ class Sequence:
     max_total_tokens: int
     tokens: list[int]
     seed: bytes
+    num_draws: int = 1
+    is_beam: bool = False
     state: State = State.WAITING
     epoch: int = 0
     preemptions: int = 0
@@ -241,7 +245,7 @@ class Sequence:
 
     @property
     def num_known(self) -> int:
-        """Tokens there will be when the step in flight has been committed."""
+        """Tokens there will be when the steps in flight have been committed."""
         return len(self.tokens) + self.pending
 
     @property

@@ -49,8 +49,8 @@ class Tables:
 
     def missing(self, sequence: Sequence, end: int) -> int:
         """Blocks to take before positions `num_planned .. end - 1` can be written."""
-        count = max(0, -(-end // self.block_tokens) - len(sequence.table))
-        return count + 1 if self._must_copy(sequence) else count
+        count = -(-end // self.block_tokens) - len(sequence.table)
+        return max(0, count) + self._must_copy(sequence)
 
     def outstanding(self, sequence: Sequence) -> int:
         """Blocks its known tokens and one more will still take, beyond those in its table."""
@@ -87,6 +87,7 @@ class Tables:
             source, count = hit.partial
             extension = Extension(copies=(self._copy(source, count, sequence),))
             sequence.num_computed += count
+            self.drop_passed(sequence)
         sequence.num_planned = sequence.num_computed
         self.cache.announce(sequence)
         return extension
@@ -125,6 +126,8 @@ class Tables:
         if index >= len(sequence.table):
             return False
         block = sequence.table[index]
+        if self.pool.references[block] == 1 and not self.pool.is_published(block):
+            return False
         return self.pool.num_owners(block) > 1 or self.pool.is_published(block)
 
     def _copy_on_write(self, sequence: Sequence) -> Extension:
