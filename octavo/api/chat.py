@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, Literal
 
 import msgspec
@@ -70,7 +69,7 @@ class ChatRequest(Generation, frozen=True, kw_only=True):
         return params
 
     def template_messages(self, *, knows_developer: bool) -> list[dict[str, Any]]:
-        """Messages for a chat template: role, content (a text or text parts), and the name where one is given.
+        """Messages for a chat template: role, content (a text or text parts), and the name where there is one.
 
         knows_developer  whether the template has that role; otherwise it is rendered as "system", whose newer
                          name it is
@@ -80,9 +79,9 @@ class ChatRequest(Generation, frozen=True, kw_only=True):
             raise RequestError("messages is empty; send at least one", param="messages")
         return [_plain(i, message, knows_developer) for i, message in enumerate(self.messages)]
 
-    def template_variables(self) -> Mapping[str, str | int | float | bool]:
+    def template_variables(self) -> dict[str, Any]:
         """Raises Unsupported for a name that is not on the list."""
-        given = self.chat_template_kwargs or {}
+        given: dict[str, Any] = dict(self.chat_template_kwargs or {})
         for name in given:
             if name not in TEMPLATE_VARIABLES:
                 known = ", ".join(sorted(TEMPLATE_VARIABLES))

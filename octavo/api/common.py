@@ -69,6 +69,8 @@ class Generation(msgspec.Struct, frozen=True, kw_only=True):
         fields["stop"] = _stops(self.stop)
         fields |= more
         fields = {name: value for name, value in fields.items() if value is not None}
+        for name, value in [*fields.items(), ("priority", self.priority)]:
+            _check_width(name, value)
         return SamplingParams(**{"max_tokens": None, **fields})
 
 
@@ -77,6 +79,14 @@ _SAMPLED = (
     "top_k", "min_p", "repetition_penalty", "min_tokens", "ignore_eos", "stop_token_ids",
     "prompt_logprobs", "beam_width", "length_penalty", "early_stopping",
 )  # fmt: skip
+
+
+def _check_width(name: str, value: Any) -> None:
+    """JSON knows integers of any length; nothing behind the wire does."""
+    numbers = value if isinstance(value, list | dict) else (value,)
+    for number in numbers:
+        if isinstance(number, int) and not -(2**63) <= number < 2**64:
+            raise RequestError(f"{name} holds an integer of more than 64 bits", param=name)
 
 
 def _stops(stop: str | list[str] | None) -> tuple[str, ...] | None:

@@ -1,8 +1,8 @@
 """From an error to what HTTP says: the only such map.
 
 The body is always `{"error": {"message", "type", "param", "code"}}` with all four keys and a code in text,
-the shape the official clients read. They repeat 408, 409, 429 and every 5xx on their own, so what a second try
-cannot mend says `x-should-retry: false`.
+the shape the official clients read. They repeat 408, 409, 429 and every 5xx on their own, so what a second
+try cannot mend says `x-should-retry: false`.
 """
 
 from __future__ import annotations

@@ -68,6 +68,7 @@ def run() -> NoReturn:
 
 
 def _overview(args: Sequence[str]) -> int:
+    """Help, the version, or what was meant instead; the last two leave by SystemExit."""
     width = max(map(len, COMMANDS))
     listing = "\n".join(f"  {name:{width}}  {text}" for name, text in COMMANDS.items())
     parser = argparse.ArgumentParser(
@@ -84,8 +85,9 @@ def _overview(args: Sequence[str]) -> int:
         return WRONG_ARGUMENTS
     _, unknown = parser.parse_known_args(args)
     wrong = unknown[0] if unknown else args[0]
-    close = _nearest(wrong)
-    parser.error(f"unknown command {wrong!r}{close}")
+    parser.print_usage(sys.stderr)
+    print(f"octavo: unknown command {wrong!r}{_nearest(wrong)}", file=sys.stderr)
+    return WRONG_ARGUMENTS
 
 
 def _nearest(name: str) -> str:

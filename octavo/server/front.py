@@ -1,0 +1,142 @@
+"""What the routes share: the model's names, its tokenizer, the fleet, and the rules of admission."""
+
+from __future__ import annotations
+
+import asyncio
+import difflib
+import hashlib
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from octavo.api.common import ModelCard
+from octavo.api.faults import HttpError
+from octavo.codec.numbers import NumberTokenizer
+from octavo.codec.tokenizer import Tokenizer
+from octavo.config import ServerConfig
+from octavo.core.sequence import SamplingParams
+from octavo.errors import Busy, UnknownModel
+from octavo.link import frames
+from octavo.obs.log import Log
+from octavo.server.fleet import Fleet
+from octavo.server.running import Running
+
+PUBLIC = b""
+"""The namespace of everybody who needs no key."""
+NUM_CODEC_THREADS = 2
+_T = TypeVar("_T")
+
+
+class Front:
+    """One server's state. Lives on one event loop."""
+
+    def __init__(self, config: ServerConfig, fleet: Fleet, ready: frames.Ready, log: Log) -> None:
+        self.config = config
+        self.fleet = fleet
+        self.log = log
+        self.tokenizer = read_tokenizer(ready)
+        self.started_s = time.time()
+        self.is_draining = False
+        self.running: set[Running] = set()
+        self._codec = ThreadPoolExecutor(NUM_CODEC_THREADS, thread_name_prefix="octavo-codec")
+        self.card = ModelCard(
+            id=config.served_model_name or ready.model,
+            created=int(self.started_s),
+            root=ready.model,
+            max_model_len=ready.max_model_len,
+        )
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes when an answer could: weights, layout, tokenizer."""
+        ready = self.fleet.ready
+        parts = (ready.fingerprint if ready else "").encode() + self.tokenizer.digest
+        return "fp_" + hashlib.sha256(parts).hexdigest()[:16]
+
+    def check_model(self, name: str | None) -> None:
+        """Raises UnknownModel for a name that is not served. No name means the one there is."""
+        if name is None or name == self.card.id:
+            return
+        close = difflib.get_close_matches(name, [self.card.id], n=1)
+        hint = "did you mean" if close else "served here is"
+        raise UnknownModel(f"model {name!r} does not exist; {hint} {self.card.id!r}", param="model")
+
+    async def off_loop(self, work: Callable[[], _T]) -> _T:
+        """Run parsing, rendering or tokenizing in a thread, so that streams go on meanwhile."""
+        return await asyncio.get_running_loop().run_in_executor(self._codec, work)
+
+    def request(
+        self, prompts: Sequence[Sequence[int]], params: SamplingParams, *, priority: int, namespace: bytes
+    ) -> Running:
+        """One engine request per prompt, not sent yet. Raises Busy or HttpError when there is no room for them."""
+        if self.is_draining:
+            raise HttpError("shutting_down", "the server is shutting down", retry_after_s=5)
+        self._check_room(len(prompts))
+        arrival_s = time.monotonic()
+        return Running(
+            [
+                frames.Submit(
+                    request_id=secrets.token_hex(16),
+                    prompt_token_ids=tuple(prompt),
+                    params=params,
+                    priority=priority,
+                    namespace=namespace,
+                    arrival_s=arrival_s,
+                )
+                for prompt in prompts
+            ]
+        )
+
+    async def admit(self, running: Running) -> None:
+        """Send the prompts and wait until the engine has taken them all; `finish` must follow.
+
+        Raises what refuses them, or Gone; then nothing of the request is left.
+        """
+        self.running.add(running)
+        try:
+            self.fleet.submit(running)
+            await running.admitted()
+        except BaseException:
+            self.finish(running)
+            raise
+
+    def finish(self, running: Running) -> None:
+        """The request is answered or given up: whatever of it still runs is cancelled."""
+        self.running.discard(running)
+        self.fleet.cancel(running)
+
+    def close(self) -> None:
+        self._codec.shutdown(wait=False, cancel_futures=True)
+
+    def _check_room(self, num_prompts: int) -> None:
+        limit, used = self.config.max_queued_requests, self.fleet.num_running
+        if num_prompts > limit:
+            raise HttpError(
+                "invalid_value",
+                f"the request has {num_prompts} prompts, at most {limit} are queued here; send fewer at once",
+                param="prompt",
+            )
+        if used + num_prompts > limit:
+            per_s = self.fleet.stats.drained_per_s if self.fleet.stats else 0.0
+            wait_s = (used + num_prompts - limit) / per_s if per_s > 0 else 10.0
+            raise Busy(
+                f"{used} requests wait or run, at most {limit} may; try again later", retry_after_s=wait_s
+            )
+
+
+def read_tokenizer(ready: frames.Ready) -> Tokenizer:
+    """The tokenizer the engine uses too. Raises LoadError."""
+    if ready.tokenizer_path is None:
+        return NumberTokenizer(ready.vocab_size)
+    return Tokenizer.from_path(ready.tokenizer_path)
+
+
+def namespace_of(key: str | None, salt: str | None) -> bytes:
+    """Who may share cached blocks: everybody with the same key (or everybody without one) and the same salt."""
+    if key is None and salt is None:
+        return PUBLIC
+    parts = [(key or "").encode(), (salt or "").encode()]
+    framed = b"".join(len(part).to_bytes(8, "big") + part for part in parts)
+    return hashlib.sha256(b"octavo namespace" + framed).digest()

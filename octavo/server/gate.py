@@ -1,0 +1,112 @@
+"""The gate in front of every route: request ids, keys, drain, and errors in the one shape clients read."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+import secrets
+import traceback
+from collections.abc import Mapping, Sequence
+
+import msgspec
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from octavo.api.faults import HttpError, fault
+from octavo.errors import Bug, OctavoError
+from octavo.obs.log import Log
+from octavo.server.running import Gone
+
+OPEN_PATHS = frozenset({"/health", "/health/live", "/health/ready"})
+"""Paths that need no key: probes have none."""
+REQUEST_ID = "x-request-id"
+_GOOD_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
+
+
+class Gate:
+    """Wraps the router.
+
+    front  put into `request.state` for the routes
+    keys   those that may call; empty lets everybody
+    """
+
+    def __init__(self, router: ASGIApp, front: object, keys: Sequence[str], log: Log) -> None:
+        self._router = router
+        self._front = front
+        self._digests = [hashlib.sha256(key.encode()).digest() for key in keys]
+        self._log = log
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            raise RuntimeError(f"the server speaks http only, not {scope['type']}")
+        headers = Headers(scope=scope)
+        given_id = headers.get(REQUEST_ID, "")
+        request_id = given_id if _GOOD_ID.fullmatch(given_id) else f"req-{secrets.token_hex(12)}"
+        started = False
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal started
+            if message["type"] == "http.response.start":
+                started = True
+                MutableHeaders(scope=message)[REQUEST_ID] = request_id
+            await send(message)
+
+        scope["app"] = self  # makes the router raise its refusals
+        scope["state"] = {"front": self._front, "request_id": request_id}
+        try:
+            scope["state"]["api_key"] = self._key(scope["path"], headers)
+            await self._router(scope, receive, send_with_id)
+        except (Gone, ClientDisconnect):
+            self._log.note("client_gone", request_id=request_id, path=scope["path"])
+        except HTTPException as error:
+            await _routing_error(scope, error)(scope, receive, send_with_id)
+        except Exception as error:
+            known = error if isinstance(error, OctavoError) else self._unexpected(error, request_id)
+            if not started:
+                await error_response(known)(scope, receive, send_with_id)
+            # Otherwise the answer stays without its end and the connection is closed, which clients notice.
+
+    def _key(self, path: str, headers: Headers) -> str | None:
+        """The caller's key, None where none is asked for. Compares with every key, in constant time each."""
+        if not self._digests or path in OPEN_PATHS:
+            return None
+        scheme, _, bearer = headers.get("authorization", "").partition(" ")
+        given = bearer.strip() if scheme.lower() == "bearer" and bearer else headers.get("x-api-key", "")
+        digest = hashlib.sha256(given.encode()).digest()
+        if sum(hmac.compare_digest(digest, known) for known in self._digests) == 0:
+            what = "wrong" if given else "missing; send it as `Authorization: Bearer KEY`"
+            raise HttpError("invalid_api_key", f"the API key is {what}")
+        return given
+
+    def _unexpected(self, error: Exception, request_id: str) -> Bug:
+        """Types and places go to the log, never texts: those may quote a prompt."""
+        frames = traceback.extract_tb(error.__traceback__)
+        where = " < ".join(f"{frame.filename}:{frame.lineno}" for frame in reversed(frames[-6:]))
+        self._log.error("internal_error", request_id=request_id, kind=type(error).__name__, where=where)
+        return Bug("an internal error; the server's log has it under this x-request-id")
+
+
+def _routing_error(scope: Scope, error: HTTPException) -> Response:
+    """The router's own refusals, in our shape."""
+    if error.status_code != 405:
+        return error_response(HttpError("not_found", f"there is no {scope['path']} here"))
+    allowed = (error.headers or {}).get("Allow", "")
+    message = f"{scope['method']} is not allowed on {scope['path']}; use {allowed}"
+    response = error_response(HttpError("method_not_allowed", message))
+    response.headers["allow"] = allowed
+    return response
+
+
+def json_response(value: object, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """A JSON body, by msgspec."""
+    return Response(msgspec.json.encode(value), status, headers, media_type="application/json")
+
+
+def error_response(error: OctavoError) -> Response:
+    """The whole answer to a request that failed before its first byte."""
+    answer = fault(error)
+    return json_response(answer.body, answer.status, answer.headers)

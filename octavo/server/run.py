@@ -1,0 +1,178 @@
+"""From settings to a server that has come and gone."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import TextIO
+
+import uvicorn
+
+from octavo.api.faults import HttpError
+from octavo.config import EngineConfig, ServerConfig
+from octavo.errors import Bug, ConfigError
+from octavo.link import frames
+from octavo.obs.log import Log
+from octavo.server.app import build_app
+from octavo.server.fleet import Fleet
+from octavo.server.front import Front
+from octavo.server.replica import COMMAND
+
+DRAIN_POLL_S = 0.05
+LAST_WORDS_S = 2.0
+"""For error events to reach the clients of requests that are cut short."""
+MAX_HEADER_BYTES = 64 * 1024
+
+OnReady = Callable[[str, frames.Ready], None]
+
+
+class _Uvicorn(uvicorn.Server):
+    """Leaves signals to us: the front decides when to stop listening."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+async def serve(
+    engine: EngineConfig,
+    server: ServerConfig,
+    *,
+    on_loading: Callable[[frames.Loading], None],
+    on_ready: OnReady,
+    command: Sequence[str] = COMMAND,
+    log_to: TextIO | None = None,
+) -> None:
+    """Serve until SIGTERM or SIGINT; running requests get `drain_s` to end, a second signal ends them at once.
+
+    on_ready  is given the address, as a client would write it, and what the engine said
+    Raises ConfigError (the address is taken, a setting does not fit) and LoadError.
+    """
+    log = Log(log_to or sys.stderr, time.time)
+    listening = bind(server.host, server.port)
+    fleet = Fleet(engine, log, command)
+    stop = _Signals()
+    try:
+        with stop.installed():
+            starting = asyncio.create_task(fleet.start(on_loading))
+            await _first(starting, stop.once)
+            if not starting.done():
+                starting.cancel()
+                await asyncio.wait({starting})
+                return
+            ready = await starting
+            front = Front(server, fleet, ready, log)
+            try:
+                await _serve_http(front, listening, stop, lambda: on_ready(address(listening), ready))
+            finally:
+                front.close()
+    finally:
+        await fleet.stop()
+        listening.close()
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A listening socket. Raises ConfigError that says what to do."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind((host, port))
+        listening.listen(1024)
+    except OSError as error:
+        listening.close()
+        raise ConfigError(
+            f"cannot listen on {host}:{port}: {error.strerror or error}; choose another --port, or 0 for any free one"
+        ) from error
+    listening.setblocking(False)
+    return listening
+
+
+def address(listening: socket.socket) -> str:
+    host, port = listening.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+class _Signals:
+    """SIGTERM and SIGINT, counted."""
+
+    def __init__(self) -> None:
+        self.once = asyncio.Event()
+        self.twice = asyncio.Event()
+
+    @contextlib.contextmanager
+    def installed(self) -> Iterator[None]:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._came)
+        try:
+            yield
+        finally:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.remove_signal_handler(number)
+
+    def _came(self) -> None:
+        (self.twice if self.once.is_set() else self.once).set()
+
+
+async def _serve_http(
+    front: Front, listening: socket.socket, stop: _Signals, announce: Callable[[], None]
+) -> None:
+    config = uvicorn.Config(
+        build_app(front),
+        http="h11",
+        h11_max_incomplete_event_size=MAX_HEADER_BYTES,
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=75,
+        timeout_graceful_shutdown=int(LAST_WORDS_S),
+    )
+    http = _Uvicorn(config)
+    serving = asyncio.create_task(http.serve(sockets=[listening]))
+    try:
+        while not http.started and not serving.done():
+            await asyncio.sleep(0.01)
+        announce()
+        watching = front.fleet.watching
+        assert watching is not None
+        await _first(serving, watching, stop.once)
+        if watching.done():
+            raise Bug("nobody watches the engine any more") from watching.exception()
+        await _drain(front, stop)
+    finally:
+        http.should_exit = True
+        await serving
+
+
+async def _drain(front: Front, stop: _Signals) -> None:
+    """Refuse what is new, let what runs end, then tell the rest in so many words that it will not."""
+    front.is_draining = True
+    front.log.note("draining", requests=len(front.running), within_s=front.config.drain_s)
+    deadline_s = time.monotonic() + front.config.drain_s
+    while front.running and time.monotonic() < deadline_s and not stop.twice.is_set():
+        await asyncio.sleep(DRAIN_POLL_S)
+    if front.running:
+        front.log.warn("cut_short", requests=len(front.running))
+    for running in list(front.running):
+        running.fail(HttpError("shutting_down", "the server is shutting down", retry_after_s=5))
+    deadline_s = time.monotonic() + LAST_WORDS_S
+    while front.running and time.monotonic() < deadline_s:
+        await asyncio.sleep(DRAIN_POLL_S)
+
+
+async def _first(*things: asyncio.Task[object] | asyncio.Event) -> None:
+    """Wait until one of the tasks is done or one of the events is set."""
+    waits = [thing for thing in things if isinstance(thing, asyncio.Task)]
+    own = [asyncio.create_task(thing.wait()) for thing in things if isinstance(thing, asyncio.Event)]
+    try:
+        await asyncio.wait({*waits, *own}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in own:
+            task.cancel()

@@ -1,0 +1,123 @@
+"""What one HTTP request has running on the engine: its prompts, and the frames that have come for them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Sequence
+
+import msgspec
+
+from octavo.api.faults import HttpError
+from octavo.errors import OctavoError
+from octavo.link import frames
+
+Update = frames.Delta | frames.ChoiceEnded | frames.Ended
+
+
+class Gone(Exception):
+    """The client has closed its connection."""
+
+
+class Running:
+    """Frames of one or several engine requests, in order of arrival.
+
+    submits  one per prompt; their ids are unknown to the engine until they are posted
+
+    Deltas of one choice that wait here together become one, so a slow reader holds at most its own answer.
+    """
+
+    def __init__(self, submits: Sequence[frames.Submit]) -> None:
+        self.submits = tuple(submits)
+        self._place = {submit.request_id: place for place, submit in enumerate(submits)}
+        self._waiting: deque[Update] = deque()
+        self._wake = asyncio.Event()
+        self._unanswered = set(self._place)
+        self._unfinished = set(self._place)
+        self._error: OctavoError | None = None
+        self._is_gone = False
+
+    @property
+    def unfinished(self) -> frozenset[str]:
+        """Ids the engine may still be working on."""
+        return frozenset(self._unfinished)
+
+    def place(self, update: Update) -> int:
+        """Which prompt the update belongs to, from 0."""
+        return self._place[update.request_id]
+
+    def deliver(self, frame: frames.Accepted | frames.Refused | Update) -> None:
+        """A frame for one of the requests has arrived."""
+        match frame:
+            case frames.Accepted():
+                self._unanswered.discard(frame.request_id)
+            case frames.Refused():
+                self._unanswered.discard(frame.request_id)
+                self._unfinished.discard(frame.request_id)
+                self.fail(
+                    HttpError(frame.code, frame.message, param=frame.param, retry_after_s=frame.retry_after_s)
+                )
+            case frames.Delta():
+                self._add(frame)
+            case _:
+                if isinstance(frame, frames.Ended):
+                    self._unfinished.discard(frame.request_id)
+                self._waiting.append(frame)
+        self._wake.set()
+
+    def fail(self, error: OctavoError) -> None:
+        """Nothing more will come; whoever waits gets the error after what has already arrived."""
+        if self._error is None:
+            self._error = error
+        self._wake.set()
+
+    def abandon(self) -> None:
+        """The client has gone; whoever waits gets `Gone`."""
+        self._is_gone = True
+        self._wake.set()
+
+    async def admitted(self) -> None:
+        """Wait until every prompt is in the engine's queue. Raises the engine's refusal, or Gone."""
+        while self._unanswered:
+            await self._woken(None)
+        if self._error is not None:
+            raise self._error
+
+    async def next(self, timeout_s: float | None = None) -> Update | None:
+        """The next update, or None when none came in time. Raises what `fail` was given, or Gone."""
+        while not self._waiting:
+            if not await self._woken(timeout_s):
+                return None
+        return self._waiting.popleft()
+
+    async def _woken(self, timeout_s: float | None) -> bool:
+        """Wait for anything to happen; False when it did not in time."""
+        if self._is_gone:
+            raise Gone
+        if self._error is not None:
+            raise self._error
+        self._wake.clear()
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._wake.wait()
+        except TimeoutError:
+            return False
+        if self._is_gone:
+            raise Gone
+        return True
+
+    def _add(self, delta: frames.Delta) -> None:
+        last = self._waiting[-1] if self._waiting else None
+        if isinstance(last, frames.Delta) and (last.request_id, last.index) == (
+            delta.request_id,
+            delta.index,
+        ):
+            logprobs = None if delta.logprobs is None else (last.logprobs or ()) + delta.logprobs
+            self._waiting[-1] = msgspec.structs.replace(
+                last,
+                text=last.text + delta.text,
+                token_ids=last.token_ids + delta.token_ids,
+                logprobs=logprobs,
+            )
+        else:
+            self._waiting.append(delta)
