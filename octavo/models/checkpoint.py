@@ -165,33 +165,28 @@ def _indexed(folder: Path, index: Path) -> dict[str, Entry]:
         raise fields.fail("weight_map", "an object from tensor names to file names")
     shards: dict[str, dict[str, Entry]] = {}
     for name, shard in listed.values.items():
-        if not isinstance(shard, str) or not shard.endswith(".safetensors") or Path(shard).name != shard:
+        if not _is_plain_name(shard):
             raise listed.fail(name, "the name of a .safetensors file in the same folder")
         if shard not in shards:
-            if "\\" in shard:
-                raise listed.fail(name, "the name of a .safetensors file in the same folder")
             if not (folder / shard).is_file():
                 raise LoadError(f"{index} puts {name} into {shard}, and there is no such file in {folder}")
             shards[shard] = read_header(folder / shard)
         if name not in shards[shard]:
             raise LoadError(f"{index} puts {name} into {shard}, which does not hold it")
-    return _merged(shards, listed.values, index)
-
-
-def _merged(
-    shards: Mapping[str, dict[str, Entry]], listed: Mapping[str, Any], index: Path
-) -> dict[str, Entry]:
     entries: dict[str, Entry] = {}
-    for shard, held in shards.items():
-        for name, entry in held.items():
-            if name in entries:
-                raise LoadError(
-                    f"{name} lies in two files, {entries[name].file} and {entry.file}; expected one"
-                )
-            if listed.get(name) != shard:
-                raise LoadError(f"{entry.file} holds {name}, which {index} does not list there")
-            entries[name] = entry
+    for name, entry in ((name, entry) for held in shards.values() for name, entry in held.items()):
+        if name in entries:
+            raise LoadError(f"{name} lies in two files, {entries[name].file} and {entry.file}; expected one")
+        entries[name] = entry
+    unlisted = next((name for name in entries if name not in listed.values), None)
+    if unlisted is not None:
+        raise LoadError(f"{entries[unlisted].file} holds {unlisted}, which {index} does not list")
     return entries
+
+
+def _is_plain_name(shard: object) -> bool:
+    """Whether an index may name it: a file beside it, not a path that leads elsewhere."""
+    return isinstance(shard, str) and shard.endswith(".safetensors") and not {"/", "\\"} & set(shard)
 
 
 def read_header(file: Path) -> dict[str, Entry]:
@@ -231,7 +226,8 @@ def _entry(file: Path, name: str, fields: Any, base: int) -> Entry:
         dtype, shape = fields["dtype"], tuple(fields["shape"])
         begin, end = fields["data_offsets"]
         numbers = (*shape, begin, end)
-        sound = all(type(number) is int and number >= 0 for number in numbers) and isinstance(dtype, str)
+        sound = all(type(number) is int and number >= 0 for number in numbers)
+        sound = sound and begin <= end and isinstance(dtype, str)
     except (KeyError, TypeError, ValueError):
         sound = False
     if not sound:

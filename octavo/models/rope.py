@@ -84,7 +84,6 @@ class RopeTables:
         """`tables` is the kernel that turns frequencies and positions into cosines and sines."""
         self.rope, self.head_dim, self._tables = rope, head_dim, tables
         self.inv_freq = inverse_frequencies(rope, head_dim).to(device)
-        self._stretched: dict[int, tuple[Tensor, Tensor]] = {}
 
     def __call__(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Cosine and sine [T, D/2] float32, times the attention factor, for `positions` [T] int64."""
@@ -96,12 +95,10 @@ class RopeTables:
         return cos, sin
 
     def _beyond(self, position: int) -> tuple[Tensor, Tensor]:
-        """Cosine and sine [D/2] of one position past the original context; computed once and kept."""
-        if position not in self._stretched:
-            rope, head_dim, device = self.rope, self.head_dim, self.inv_freq.device
-            stretch = rope.factor * (position + 1) / rope.original_positions - (rope.factor - 1)
-            theta = rope.theta * stretch ** (head_dim / (head_dim - 2))
-            inv_freq = (1.0 / _wavelengths(theta, head_dim)).to(device)
-            cos, sin = self._tables(inv_freq, torch.tensor([position], device=device), rope.attention_factor)
-            self._stretched[position] = cos[0], sin[0]
-        return self._stretched[position]
+        """Cosine and sine [D/2] of one position past the original context."""
+        rope, head_dim, device = self.rope, self.head_dim, self.inv_freq.device
+        stretch = rope.factor * (position + 1) / rope.original_positions - (rope.factor - 1)
+        theta = rope.theta * stretch ** (head_dim / (head_dim - 2))
+        inv_freq = (1.0 / _wavelengths(theta, head_dim)).to(device)
+        cos, sin = self._tables(inv_freq, torch.tensor([position], device=device), rope.attention_factor)
+        return cos[0], sin[0]
