@@ -63,13 +63,16 @@ def test_keys_differ_in_every_part():
     near = [stream_key(s, c, p) for s in range(-3, 4) for c in range(6) for p in range(50)]
     assert len(set(near)) == len(near)
     assert stream_key(2**64 + 5, 0, 0) == stream_key(5, 0, 0)
-    assert stream_key(1, 2, 3) == splitmix64((splitmix64((splitmix64(1, 1)[0] + 2) & MASK, 1)[0] + 3) & MASK, 1)[0]
+    assert (
+        stream_key(1, 2, 3)
+        == splitmix64((splitmix64((splitmix64(1, 1)[0] + 2) & MASK, 1)[0] + 3) & MASK, 1)[0]
+    )
 
 
 def test_uniform_never_touches_its_ends():
     """The largest and smallest 52-bit parts still give a finite noise."""
     smallest, largest = 0.5 * 2.0**-52, 1 - 0.5 * 2.0**-52
-    assert 0.0 < smallest
+    assert smallest > 0.0
     assert largest < 1.0
     bounds = [-math.log(-math.log(u)) for u in (smallest, largest)]
     drawn = gumbel(3, torch.arange(200_000))

@@ -27,7 +27,9 @@ def logits(num_rows, size, seed=0, scale=3.0):
 
 def token(values, params=GREEDY, prompt=(), output=(), suppressed=frozenset(), **draw):
     place = {"seed": 0, "choice": 0, "position": 0, **draw}
-    return sample_row(values, params, prompt_tokens=prompt, output_tokens=output, suppressed=suppressed, **place).token
+    return sample_row(
+        values, params, prompt_tokens=prompt, output_tokens=output, suppressed=suppressed, **place
+    ).token
 
 
 # ---- the distribution, by its definition in float64
@@ -259,7 +261,9 @@ def test_bad_logits_are_an_error_never_a_token(params, values, says):
         token(values, params)
 
 
-@pytest.mark.parametrize("params", [GREEDY, SamplingParams(), SamplingParams(top_k=1), SamplingParams(min_p=0.1)])
+@pytest.mark.parametrize(
+    "params", [GREEDY, SamplingParams(), SamplingParams(top_k=1), SamplingParams(min_p=0.1)]
+)
 def test_a_row_with_everything_forbidden_is_an_error(params):
     with pytest.raises(BadLogits, match="every token is forbidden"):
         token(row(1, 2, -INF), params, suppressed=frozenset({0, 1}))
@@ -353,7 +357,8 @@ def test_logits_are_only_read():
     before = values.clone()
     everything = PLANS["everything"]
     jobs = [
-        Job(row=i, params=everything, seed=0, choice=0, position=0, output_tokens=(1,), suppressed={2}) for i in (0, 1)
+        Job(row=i, params=everything, seed=0, choice=0, position=0, output_tokens=(1,), suppressed={2})
+        for i in (0, 1)
     ]
     sample_rows(values, jobs)
     assert torch.equal(values, before)

@@ -33,7 +33,9 @@ def by_definition(row, top_k, top_p, min_p):
         order = kept
     if min_p > 0:
         ratios = {i: math.exp(row[i] - row[order[0]]) for i in order}
-        nearest = min(nearest, *(abs(ratio - min_p) for i, ratio in ratios.items() if i != order[0]), math.inf)
+        nearest = min(
+            nearest, *(abs(ratio - min_p) for i, ratio in ratios.items() if i != order[0]), math.inf
+        )
         order = [i for i in order if ratios[i] >= min_p]
     return {i for i in order if row[i] > -math.inf}, nearest
 
