@@ -6,6 +6,7 @@ import enum
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from octavo.core.prefix import Node
 from octavo.errors import RequestError
@@ -66,8 +67,8 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         stop: object = self.stop
-        object.__setattr__(self, "stop", (stop,) if isinstance(stop, str) else tuple(self.stop or ()))
-        object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids or ()))
+        object.__setattr__(self, "stop", (stop,) if isinstance(stop, str) else _several("stop", stop))
+        object.__setattr__(self, "stop_token_ids", _several("stop_token_ids", self.stop_token_ids))
         _whole("n", self.n, 1, 128)
         if self.best_of is not None:
             _whole("best_of", self.best_of, self.n, 128)
@@ -91,9 +92,15 @@ class SamplingParams:
             _whole("logprobs", self.logprobs, 0, 50)
         if self.prompt_logprobs is not None:
             _whole("prompt_logprobs", self.prompt_logprobs, 0, 50)
+        if not isinstance(self.logit_bias, Mapping | None):
+            raise RequestError(
+                f"logit_bias must map token ids to numbers, got {self.logit_bias!r}", param="logit_bias"
+            )
         for token, bias in (self.logit_bias or {}).items():
             _whole("logit_bias", token, 0, None)
             _number("logit_bias", bias, -100.0, 100.0)
+        _flag("ignore_eos", self.ignore_eos)
+        _flag("early_stopping", self.early_stopping)
         self._check_beams()
 
     def _check_beams(self) -> None:
@@ -123,6 +130,18 @@ class SamplingParams:
     @property
     def is_greedy(self) -> bool:
         return self.temperature < 1e-5
+
+
+def _several(name: str, value: object) -> tuple[Any, ...]:
+    """A list or tuple as a tuple; None is none. What it holds is looked at by the caller."""
+    if not isinstance(value, list | tuple | None):
+        raise RequestError(f"{name} must be a list, got {value!r}", param=name)
+    return tuple(value or ())
+
+
+def _flag(name: str, value: object) -> None:
+    if not isinstance(value, bool):
+        raise RequestError(f"{name} must be true or false, got {value!r}", param=name)
 
 
 def _whole(name: str, value: object, low: int, high: int | None) -> None:

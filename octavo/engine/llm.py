@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -103,7 +103,8 @@ class LLM:
         All requests are checked before the first runs: RequestError then, and nothing has been computed.
         """
         several = _several(prompts)
-        params = _each(sampling_params or SamplingParams(), len(several), "sampling_params")
+        given = SamplingParams() if sampling_params is None else sampling_params
+        params = _each(given, len(several), "sampling_params")
         priorities = _each(priority, len(several), "priority")
         ids = self._add_all(several, params, priorities)
         done = {
@@ -211,6 +212,11 @@ def read_prompt(prompt: Prompt, tokenizer: Tokenizer) -> tuple[str | None, list[
 
 
 def _token_ids(value: Any) -> list[int]:
+    if not isinstance(value, Sequence) or isinstance(value, str | bytes):
+        raise RequestError(
+            f"a prompt is text, a list of token ids, or a mapping with one of them, got {value!r}",
+            param="prompt",
+        )
     tokens = list(value)
     for token in tokens:
         if isinstance(token, bool) or not isinstance(token, int):
@@ -222,6 +228,8 @@ def _several(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     """A list of prompts from one or many. A flat list of integers is one prompt."""
     if isinstance(prompts, str | Mapping):
         return [prompts]
+    if not isinstance(prompts, Iterable):
+        raise RequestError(f"prompts are one prompt or several, got {prompts!r}", param="prompt")
     items: list[Any] = list(prompts)
     if items and all(isinstance(item, int) for item in items):
         return [items]

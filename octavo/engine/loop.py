@@ -105,6 +105,7 @@ class Engine:
             raise RequestError(
                 f"request id {request_id!r} is already running; choose another", param="request_id"
             )
+        _check_types(params, priority, namespace)
         self._check(prompt_token_ids, params)
         now_s = self._clock()
         request = Request(
@@ -152,6 +153,11 @@ class Engine:
         if params.beam_width is not None and params.stop:
             raise Unsupported(
                 "stop texts cannot be combined with beam_width; use stop_token_ids", param="stop"
+            )
+        if params.beam_width is not None and params.logprobs is not None:
+            raise Unsupported(
+                "logprobs cannot be combined with beam_width; each beam comes with its cumulative_logprob",
+                param="logprobs",
             )
 
     def _next_seed(self) -> int:
@@ -348,3 +354,15 @@ class Engine:
             return
         cut_short = event.reason if event.reason in ("cancelled", "error") else None
         tracked.close_beams(cut_short, event.error)
+
+
+def _check_types(params: object, priority: object, namespace: object) -> None:
+    """Refuse what would break the loop later, and everybody else's requests with it."""
+    if not isinstance(params, SamplingParams):
+        raise RequestError(
+            f"sampling_params must be SamplingParams, got {type(params).__name__}", param="sampling_params"
+        )
+    if isinstance(priority, bool) or not isinstance(priority, int):
+        raise RequestError(f"priority must be a whole number, got {priority!r}", param="priority")
+    if not isinstance(namespace, bytes):
+        raise RequestError(f"namespace must be bytes, got {namespace!r}", param="namespace")

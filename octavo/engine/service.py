@@ -8,6 +8,8 @@ import queue
 import threading
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from octavo.config import EngineConfig
@@ -39,21 +41,26 @@ class EngineThread:
         self._deliver = deliver
         self._on_failure = on_failure
         self._commands: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._refusal: OctavoError | None = None
         self._thread = threading.Thread(target=self._run, name="octavo-engine", daemon=True)
-        self.failure: BaseException | None = None
         self._thread.start()
 
     def call(self, command: Callable[[], Any]) -> Future[Any]:
-        """Run `command` in the engine's thread, between two steps. Its exception is the future's."""
+        """Run `command` in the engine's thread, between two steps. Its exception is the future's.
+
+        Every future gets an answer: after a failure or `stop` it is an error. One cancelled in time is not run.
+        """
         future: Future[Any] = Future()
-        if self.failure is not None:
-            future.set_exception(Bug(f"the engine has failed: {self.failure}"))
-            return future
-        self._commands.put((command, future))
+        with self._lock:
+            if self._refusal is None:
+                self._commands.put((command, future))
+                return future
+        future.set_exception(self._refusal)
         return future
 
     def stop(self) -> None:
-        """End the loop after the step in flight."""
+        """End the loop after the step in flight. Requests still running are lost; cancel them first."""
         self._commands.put(None)
         self._thread.join()
         self._engine.close()
@@ -65,9 +72,9 @@ class EngineThread:
                     updates = self._engine.step()
                     if updates:
                         self._deliver(updates)
+            self._refuse_rest(OctavoError("the engine has been stopped"))
         except BaseException as error:  # whatever broke the loop, callers must hear of it
-            self.failure = error
-            self._refuse_rest(error)
+            self._refuse_rest(Bug(f"the engine has failed: {error}"))
             self._on_failure(error)
 
     def _obey(self) -> bool:
@@ -89,25 +96,45 @@ class EngineThread:
                 return False
             is_checked = False
             command, future = item
+            if not future.set_running_or_notify_cancel():
+                continue
             try:
                 future.set_result(command())
             except OctavoError as error:
                 future.set_exception(error)
+            except BaseException as error:  # a bug: the caller hears of it, and so does everybody else
+                future.set_exception(error)
+                raise
 
-    def _refuse_rest(self, error: BaseException) -> None:
+    def _refuse_rest(self, refusal: OctavoError) -> None:
+        """Answer what is queued and whatever will be asked for with an error."""
+        with self._lock:
+            self._refusal = refusal
         while True:
             try:
                 item = self._commands.get_nowait()
             except queue.Empty:
                 return
-            if item is not None:
-                item[1].set_exception(Bug(f"the engine has failed: {error}"))
+            if item is not None and item[1].set_running_or_notify_cancel():
+                item[1].set_exception(refusal)
+
+
+@dataclass(frozen=True, slots=True)
+class _Listener:
+    """Who waits for a request's updates, and the event loop to reach it on."""
+
+    loop: asyncio.AbstractEventLoop
+    updates: asyncio.Queue[Update | BaseException]
+
+    def hear(self, updates: list[Update | BaseException]) -> None:
+        for update in updates:
+            self.updates.put_nowait(update)
 
 
 class AsyncLLM:
     """The same as `LLM` for asyncio: many requests at once, each an async iterator of updates.
 
-    Takes the arguments of `LLM`. Belongs to the event loop it is first used in.
+    Takes the arguments of `LLM`. `close` ends what still runs, with finish reason "cancelled".
     """
 
     def __init__(self, model: str = "auto", **settings: Any) -> None:
@@ -124,8 +151,7 @@ class AsyncLLM:
         self.built = built
         self.tokenizer = built.tokenizer
         self._numbers = itertools.count()
-        self._waiting: dict[str, asyncio.Queue[Update | BaseException]] = {}
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._listeners: dict[str, _Listener] = {}  # belongs to the engine's thread
         self._thread = EngineThread(built.engine, self._deliver, self._on_failure)
 
     async def generate(
@@ -142,15 +168,24 @@ class AsyncLLM:
         Leaving the iterator early, or cancelling the task, cancels the request.
         Raises RequestError before the first update when it can never be served.
         """
-        self._loop = asyncio.get_running_loop()
         request_id = request_id or f"async-{next(self._numbers)}"
         text, tokens = read_prompt(prompt, self.tokenizer)
         updates: asyncio.Queue[Update | BaseException] = asyncio.Queue()
-        added = self._thread.call(
-            lambda: self._add(
-                updates, tokens, sampling_params or SamplingParams(), request_id, text, priority, namespace
+        listener = _Listener(asyncio.get_running_loop(), updates)
+
+        def add() -> None:
+            params = sampling_params or SamplingParams()
+            self.built.engine.add(
+                tokens,
+                params,
+                request_id=request_id,
+                prompt_text=text,
+                priority=priority,
+                namespace=namespace,
             )
-        )
+            self._listeners[request_id] = listener
+
+        added = self._thread.call(add)
         try:
             await asyncio.wrap_future(added)
             while True:
@@ -161,35 +196,21 @@ class AsyncLLM:
                 if isinstance(update, RequestEnded):
                     return
         finally:
-            self._thread.call(lambda: self._abandon(request_id, updates))
+            self._thread.call(partial(self._abandon, request_id, listener))
 
     async def cancel(self, request_id: str) -> None:
         """End a request; its iterator gets what it has so far, with finish reason "cancelled"."""
-        await asyncio.wrap_future(self._thread.call(lambda: self._cancel(request_id)))
+        await asyncio.wrap_future(self._thread.call(partial(self._cancel, request_id)))
 
     async def close(self) -> None:
-        """Stop the engine and give its memory back."""
+        """End what still runs, stop the engine and give its memory back."""
+        self._thread.call(self._cancel_all)
         await asyncio.to_thread(self._thread.stop)
 
-    def _add(
-        self,
-        updates: asyncio.Queue[Update | BaseException],
-        tokens: list[int],
-        params: SamplingParams,
-        request_id: str,
-        text: str | None,
-        priority: int,
-        namespace: bytes,
-    ) -> None:
-        self.built.engine.add(
-            tokens, params, request_id=request_id, prompt_text=text, priority=priority, namespace=namespace
-        )
-        self._waiting[request_id] = updates
-
-    def _abandon(self, request_id: str, updates: asyncio.Queue[Update | BaseException]) -> None:
+    def _abandon(self, request_id: str, listener: _Listener) -> None:
         """Nobody listens to this request any more; runs in the engine's thread, after it was added."""
-        if self._waiting.get(request_id) is updates:
-            del self._waiting[request_id]
+        if self._listeners.get(request_id) is listener:
+            del self._listeners[request_id]
             self.built.engine.cancel(request_id)
 
     def _cancel(self, request_id: str) -> None:
@@ -197,24 +218,34 @@ class AsyncLLM:
         if updates:
             self._deliver(updates)
 
-    def _deliver(self, updates: list[Update]) -> None:
-        assert self._loop is not None
-        self._loop.call_soon_threadsafe(self._hand_out, updates)
+    def _cancel_all(self) -> None:
+        for request_id in list(self._listeners):
+            self._cancel(request_id)
 
-    def _hand_out(self, updates: list[Update]) -> None:
+    def _deliver(self, updates: list[Update]) -> None:
+        """In the engine's thread: hand updates to those who listen, one call per listener."""
+        heard: dict[str, list[Update | BaseException]] = {}
         for update in updates:
-            waiting = self._waiting.get(update.request_id)
-            if waiting is None:
+            heard.setdefault(update.request_id, []).append(update)
+        for request_id, own in heard.items():
+            listener = self._listeners.get(request_id)
+            if listener is None:
                 continue
-            if isinstance(update, RequestEnded):
-                del self._waiting[update.request_id]
-            waiting.put_nowait(update)
+            if isinstance(own[-1], RequestEnded):
+                del self._listeners[request_id]
+            if not _reach(listener, own):
+                self._abandon(request_id, listener)
 
     def _on_failure(self, error: BaseException) -> None:
-        if self._loop is not None:
-            self._loop.call_soon_threadsafe(self._fail_all, error)
+        for listener in self._listeners.values():
+            _reach(listener, [error])
+        self._listeners.clear()
 
-    def _fail_all(self, error: BaseException) -> None:
-        for waiting in self._waiting.values():
-            waiting.put_nowait(error)
-        self._waiting.clear()
+
+def _reach(listener: _Listener, updates: list[Update | BaseException]) -> bool:
+    """Whether the listener's event loop still runs; if so it gets the updates."""
+    try:
+        listener.loop.call_soon_threadsafe(listener.hear, updates)
+    except RuntimeError:  # the loop has been closed
+        return False
+    return True
