@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tests.kernels.numbers import seeded
+from tests.kernels.numbers import F32, UNIT, seeded
 
 
 @dataclass
@@ -37,10 +37,10 @@ def random_case(
 
 
 def page(case: Case, P: int, seed: int, window: int | None = None, spare: int = 3) -> tuple[Tensor, ...]:
-    """Scatter into blocks in random order: (blocks, tables, starts, counts).
+    """Scatter into blocks in random order; returns (blocks, tables, starts, counts).
 
-    Whatever the call may not read is NaN: spare blocks, the tail of each last block, positions that every row's
-    window has passed. Table entries that may not be read name a poisoned block or none at all.
+    Whatever the call may not read is NaN: spare blocks, the tail of each last block, positions that every
+    row's window has passed. Table entries that may not be read name no block at all.
     """
     order = torch.Generator().manual_seed(seed)
     num_blocks = [-(-length // P) for length in case.lengths]
@@ -70,9 +70,13 @@ def page(case: Case, P: int, seed: int, window: int | None = None, spare: int = 
 
 
 def dense(case: Case, scale: float, window: int | None = None) -> tuple[Tensor, Tensor]:
-    """(attention [T, H, D] float64, largest |value| that each row and head saw [T, H, 1])."""
+    """(attention, how far a float32 computation may be from it), each [T, H, D] float64.
+
+    The bound is the contract's. A score's error, (D + 5) units of m, enters the exponent, so it is a relative error
+    of a weight; numerator and denominator both carry it, and each adds n terms; then a division.
+    """
     T, H, D = case.q.shape
-    out, largest = torch.empty(T, H, D, dtype=torch.float64), torch.empty(T, H, 1, dtype=torch.float64)
+    out, bound = torch.empty(T, H, D, dtype=torch.float64), torch.empty(T, H, D, dtype=torch.float64)
     row = 0
     for s, (start, count) in enumerate(zip(case.starts, case.counts, strict=True)):
         for position in range(start, start + count):
@@ -81,8 +85,10 @@ def dense(case: Case, scale: float, window: int | None = None) -> tuple[Tensor, 
                 head = h * case.keys[s].shape[1] // H
                 keys = case.keys[s][first : position + 1, head].double()
                 values = case.values[s][first : position + 1, head].double()
-                scores = keys @ case.q[row, h].double() * scale
-                out[row, h] = scores.softmax(0) @ values
-                largest[row, h] = values.abs().max()
+                query = case.q[row, h].double()
+                out[row, h] = (keys @ query * scale).softmax(0) @ values
+                mass = (keys.abs() @ query.abs() * scale).max()
+                in_float32 = 2 * (len(keys) + (D + 5) * mass + 5) * F32
+                bound[row, h] = values.abs().max() * (in_float32 + UNIT[case.q.dtype])
             row += 1
-    return out, largest
+    return out, bound

@@ -35,8 +35,8 @@ def paged_attention(
     non-finite value at a position makes the rows that see it NaN and leaves all others as they are.
     Raises ValueError when shapes, dtypes or counts do not agree, or H is not a multiple of K; IndexError (on
     the CPU) for a block id outside the pool.
-    Budget: 2 rounding units of q's dtype plus (D + n + 16) of float32 over the row's n positions, relative to the
-    largest value seen.
+    Budget, as a share of the largest value seen: 1 rounding unit of q's dtype, plus 2 (n + (D + 5) m + 5) units
+    of float32 for a row of n positions whose largest sum(|q k|) * scale is m.
     Source: paging, Kwon et al. 2023 (arXiv 2309.06180) sec. 4.1; grouped heads, arXiv 2305.13245.
     """
     return reference.paged_attention(q, blocks, tables, starts, counts, scale, window)

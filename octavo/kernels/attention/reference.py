@@ -1,44 +1,56 @@
-"""Plain torch over fixed tiles. The contract is in the package.
+"""Plain torch over fixed tiles. The contract is in the package, the cutting in `cut`.
 
-Keys and values are read in tiles of `KV_TILE` positions counted from position 0. Work is cut into *items*, a few
-neighbouring rows of one sequence each, and *pairs*, an item with one of its tiles:
-
-    positions   0 ...... 127 | 128 ...... 255 | 256 ..
-    item A      pair (A, 0)    pair (A, 1)
-    item B      pair (B, 0)
-
-A pair is a product of fixed shape, so pairs of any sequences go through the library together. Per row: scores of
-all tiles, their maximum (exact in any order), exponentials, then sums and weighted values tile by tile in order
-of position. A tile that a row does not see adds exact zeros, so company in an item changes nothing.
+Per row: scores of all tiles, their maximum (exact in any order), exponentials, then sums and weighted values tile
+by tile in order of position. A tile that a row does not see adds exact zeros, so company changes nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+import threading
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from octavo.kernels.tiles import Ladder, probe_rows, prove
+from octavo.kernels.attention.cut import KV_TILE, WORKSPACE_BYTES, Batch, Cut
+from octavo.kernels.tiles import ALIGN_BYTES, Ladder, probe_rows, prove
 
-KV_TILE = 128
 ROW_TILES = (4, 8, 16, 32, 64, 128, 256)
-WORKSPACE_BYTES = 16 << 20
 
 _ladders: dict[tuple[object, ...], Ladder] = {}
 
 
 @dataclass(frozen=True, slots=True)
-class _Item:
-    """Rows `row .. row + num_rows - 1` of q, of sequence `seq`, the first at `position`; its KV tiles."""
+class _Recent:
+    cut: Cut
+    tables: Tensor
+    batches: list[Batch]
 
-    seq: int
-    row: int
-    num_rows: int
-    position: int
-    first_tile: int
-    num_tiles: int
+
+_recent: tuple[_Recent, ...] = ()
+"""The last cuts: every layer of a step asks for the same one, or the same two where windows differ."""
+
+
+class _Scratch(threading.local):
+    """Each thread's memory for what a batch gathers, kept between calls: fresh pages would cost more than the sums."""
+
+    def __init__(self) -> None:
+        self._held: dict[tuple[str, torch.dtype, torch.device], Tensor] = {}
+
+    def take(self, name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+        """Uninitialised memory, good until the next call with this name."""
+        size = math.prod(shape)
+        held = self._held.get((name, dtype, device))
+        if held is None or held.numel() < size:
+            with torch.inference_mode(False):  # usable from inside the mode and from outside
+                held = torch.empty(size, dtype=dtype, device=device)
+            if held.nbytes <= WORKSPACE_BYTES:
+                self._held[name, dtype, device] = held
+        return held[:size].view(shape)
+
+
+_scratch = _Scratch()
 
 
 def paged_attention(
@@ -51,52 +63,51 @@ def paged_attention(
     window: int | None = None,
 ) -> Tensor:
     _check(q, blocks, tables, starts, counts, window)
-    first_positions, num_rows = starts.tolist(), counts.tolist()
+    first_positions, num_rows = tuple(starts.tolist()), tuple(counts.tolist())
     _check_counts(q, blocks, tables, first_positions, num_rows)
-    out = torch.empty_like(q, memory_format=torch.contiguous_format)
-    num_heads, head_dim = q.shape[1:]
-    num_kv_heads = blocks.shape[3]
+    (num_heads, head_dim), (block_tokens, num_kv_heads) = q.shape[1:], blocks.shape[2:4]
     ladder = row_ladder(num_kv_heads, head_dim, q.device)
     group = _group(num_heads // num_kv_heads, ladder.tiles[-1])
-    lows = [0 if window is None else max(0, start - window + 1) for start in first_positions]
-    ends = [start + count for start, count in zip(first_positions, num_rows, strict=True)]
-    pair_bytes = 4 * KV_TILE * (num_heads // group * ladder.tiles[-1] + 2 * num_kv_heads * head_dim)
-    for tile, items in _batches(_items(first_positions, num_rows, window, ladder, group), pair_bytes):
-        work = _Work(items, tile, tile // group, group, q, tables, lows, ends, window)
-        rows = _attend(work, q, blocks, tables, scale)
-        out[work.real_rows] = rows.to(q.dtype)
+    pair_bytes = 8 * KV_TILE * num_kv_heads * _aligned_width(head_dim), 4 * KV_TILE * (num_heads // group)
+    cut = Cut(first_positions, num_rows, window, block_tokens, group, pair_bytes, ladder)
+    out = torch.empty_like(q, memory_format=torch.contiguous_format)
+    for batch in _batches(cut, tables):
+        rows = _attend(batch, q, blocks, scale, window, group)
+        out.index_copy_(0, batch.targets, rows.to(q.dtype))
     return out
 
 
 def row_ladder(num_kv_heads: int, head_dim: int, device: torch.device) -> Ladder:
     """Row counts proven to give equal bits in both products of a pair, at these widths and thread count."""
-    key = (num_kv_heads, head_dim, device, torch.get_num_threads())
+    width = _aligned_width(head_dim)
+    key = (num_kv_heads, width, device, torch.get_num_threads())
     if key not in _ladders:
-        kv = probe_rows(KV_TILE * num_kv_heads, head_dim, torch.float32, device).view(
-            1, KV_TILE, num_kv_heads, -1
-        )
-
-        def scores(rows: Tensor) -> Tensor:
-            return _same_in_any_batch(rows, kv[:, :, -1].transpose(1, 2))
-
-        def values(rows: Tensor) -> Tensor:
-            return _same_in_any_batch(rows, kv[:, :, -1])
-
-        first = prove(scores, probe_rows(4, head_dim, torch.float32, device), ROW_TILES)
-        second = prove(values, probe_rows(4, KV_TILE, torch.float32, device).abs(), ROW_TILES)
+        probes = probe_rows(KV_TILE * num_kv_heads, width, torch.float32, device)
+        kv = probes.view(1, KV_TILE, num_kv_heads, width)
+        queries = probe_rows(4, width, torch.float32, device)
+        weights = probe_rows(4, KV_TILE, torch.float32, device).abs()
+        first = prove(lambda rows: _in_any_batch(rows, kv, turned=True), queries, ROW_TILES)
+        second = prove(lambda rows: _in_any_batch(rows, kv, turned=False), weights, ROW_TILES)
         both = tuple(tile for tile in first.tiles if tile in second.tiles)
         _ladders[key] = Ladder(both or (1,), f"scores: {first.because}; values: {second.because}")
     return _ladders[key]
 
 
-def _same_in_any_batch(rows: Tensor, matrix: Tensor) -> Tensor:
-    """rows @ matrix, or NaN when the place in a batch, or the size of it, changes a bit."""
-    alone = torch.bmm(rows[None], matrix)
+def _aligned_width(head_dim: int) -> int:
+    """Heads are padded to this, so that every matrix of a batch starts at a 64-byte border, wherever it stands."""
+    floats = ALIGN_BYTES // 4
+    return -(-head_dim // floats) * floats
+
+
+def _in_any_batch(rows: Tensor, kv: Tensor, *, turned: bool) -> Tensor:
+    """The product of one pair, or NaN where the size of the batch, or the place in it, changes a bit."""
+    alone = _per_head(rows[None, None], kv, [kv.shape[2] - 1], turned=turned)[0, 0]
     for size in (2, 7, 33):
-        many = torch.bmm(rows.repeat(size, 1, 1), matrix.expand(size, -1, -1).clone())
-        if not torch.equal(many, alone.expand(size, -1, -1)):
-            return torch.full_like(alone[0], torch.nan)
-    return alone[0]
+        many = kv.expand(size, -1, -1, -1).contiguous()
+        together = _per_head(rows.repeat(1, size, 1, 1), many, [kv.shape[2] - 1], turned=turned)
+        if not torch.equal(together[0], alone.expand(size, -1, -1)):
+            return torch.full_like(alone, torch.nan)
+    return alone
 
 
 def _check(
@@ -107,7 +118,7 @@ def _check(
         raise ValueError(f"paged_attention: want q [T, H, D] and blocks [B, 2, P, K, D], got {shapes}")
     if q.dtype != blocks.dtype or not blocks.is_contiguous():
         raise ValueError(
-            f"paged_attention: want contiguous blocks of q's {q.dtype}, got {blocks.dtype}; {shapes}"
+            f"paged_attention: want contiguous blocks of {q.dtype} as q, got {blocks.dtype}; {shapes}"
         )
     if q.shape[1] % blocks.shape[3]:
         raise ValueError(
@@ -122,9 +133,13 @@ def _check(
         raise ValueError(f"paged_attention: window must be at least 1, got {window}")
 
 
-def _check_counts(q: Tensor, blocks: Tensor, tables: Tensor, starts: list[int], counts: list[int]) -> None:
+def _check_counts(
+    q: Tensor, blocks: Tensor, tables: Tensor, starts: tuple[int, ...], counts: tuple[int, ...]
+) -> None:
     if sum(counts) != q.shape[0] or min(counts, default=0) < 0:
-        raise ValueError(f"paged_attention: counts {counts} do not add up to the {q.shape[0]} rows of q")
+        raise ValueError(
+            f"paged_attention: counts {list(counts)} do not add up to the {q.shape[0]} rows of q"
+        )
     room = tables.shape[1] * blocks.shape[2]
     for seq, (start, count) in enumerate(zip(starts, counts, strict=True)):
         if start < 0 or start + count > room:
@@ -135,173 +150,109 @@ def _check_counts(q: Tensor, blocks: Tensor, tables: Tensor, starts: list[int], 
 
 
 def _group(heads_per_kv_head: int, largest_tile: int) -> int:
-    """Query heads that share one product: the largest divisor of the group that fits in a tile."""
+    """Query heads that share one product: the largest divisor of all that share a KV head which fits in a tile."""
     return next(
         n for n in range(heads_per_kv_head, 0, -1) if heads_per_kv_head % n == 0 and n <= largest_tile
     )
 
 
-def _items(
-    starts: list[int], counts: list[int], window: int | None, ladder: Ladder, group: int
-) -> dict[int, list[_Item]]:
-    """Cut every sequence's rows into items, by the row tile each needs."""
-    by_tile: dict[int, list[_Item]] = {}
-    most = ladder.tiles[-1] // group
-    row = 0
-    for seq, (start, count) in enumerate(zip(starts, counts, strict=True)):
-        for done in range(0, count, most):
-            num_rows, position = min(most, count - done), start + done
-            first = 0 if window is None else max(0, position - window + 1) // KV_TILE
-            last = (position + num_rows - 1) // KV_TILE
-            item = _Item(seq, row + done, num_rows, position, first, last - first + 1)
-            by_tile.setdefault(ladder.fit(num_rows * group), []).append(item)
-        row += count
-    return by_tile
+def _batches(cut: Cut, tables: Tensor) -> list[Batch]:
+    global _recent
+    for known in _recent:
+        if known.cut == cut and known.tables.device == tables.device and torch.equal(known.tables, tables):
+            return known.batches
+    batches = cut.batches(tables)
+    _recent = (_Recent(cut, tables.clone(), batches), *_recent[:1])
+    return batches
 
 
-def _batches(by_tile: dict[int, list[_Item]], pair_bytes: int) -> Iterator[tuple[int, list[_Item]]]:
-    """Items that go through the library together: one row tile, most KV tiles first, within the workspace."""
-    for tile, items in by_tile.items():
-        batch: list[_Item] = []
-        num_pairs = 0
-        for item in sorted(items, key=lambda item: -item.num_tiles):
-            if batch and (num_pairs + item.num_tiles) * pair_bytes > WORKSPACE_BYTES:
-                yield tile, batch
-                batch, num_pairs = [], 0
-            batch.append(item)
-            num_pairs += item.num_tiles
-        if batch:
-            yield tile, batch
+def _attend(batch: Batch, q: Tensor, blocks: Tensor, scale: float, window: int | None, group: int) -> Tensor:
+    """The rows `batch.targets`, [*, H, D] float32."""
+    (num_heads, head_dim), num_kv_heads = q.shape[1:], blocks.shape[3]
+    num_groups, room = num_heads // group, batch.tile // group
+    heads = [g * num_kv_heads // num_groups for g in range(num_groups)]
+    keys, values = _gather(batch, blocks)
+    rows = q.index_select(0, batch.rows).to(torch.float32).mul_(scale)
+    rows = rows.view(batch.num_items, room, num_groups, group, head_dim).permute(2, 0, 1, 3, 4)
+    tiles = rows.new_zeros(num_groups, batch.num_items, batch.tile, keys.shape[3])
+    tiles[:, :, : room * group, :head_dim] = rows.reshape(num_groups, batch.num_items, room * group, head_dim)
+    queries = tiles.index_select(1, batch.item_of_pair)
+    room_for_scores = _scratch.take("scores", (*queries.shape[:3], KV_TILE), torch.float32, q.device)
+    scores = _per_head(queries, keys, heads, turned=True, out=room_for_scores)
+    hidden = batch.hidden(window)
+    scores.masked_fill_(hidden, -torch.inf)
+    weights = scores.sub_(_peaks(scores, batch)).exp_()
+    total = _over_tiles(weights.sum(-1, keepdim=True), batch)
+    mixed = _over_tiles(_per_head(weights, values, heads, turned=False), batch)
+    if not math.isfinite(float(mixed.sum())):
+        mixed = _mix_apart(weights, values, heads, hidden, batch)
+    mixed.div_(total)
+    mixed = mixed[:, :, : room * group, :head_dim].unflatten(2, (room, group))
+    return mixed.permute(1, 2, 0, 3, 4).reshape(-1, num_heads, head_dim).index_select(0, batch.places)
 
 
-class _Work:
-    """Index arrays of one batch of items.
-
-    Pairs are ordered by tile, then item; items by number of tiles, falling. So the pairs of every item's j-th tile
-    are one range, and belong to the first items.
-
-    ranges         (first pair, number of items) for j = 0, 1 ...
-    item_of_pair   [pairs]
-    rows           [items, R]    rows of q; a short item repeats its last
-    seqs           [pairs, 1]
-    kv_positions   [pairs, C]    may lie outside of what the sequence owns
-    readable       [pairs, C]    the nearest position that it owns and that may be read
-    seen           [pairs, M, C] which positions each row of the tile sees
-    real_rows      [T of this batch] rows of q that the batch computes, in order of items
-    places         their places in the flattened [items, R]
-    """
-
-    def __init__(
-        self,
-        items: Sequence[_Item],
-        tile: int,
-        rows_per_item: int,
-        group: int,
-        q: Tensor,
-        tables: Tensor,
-        lows: Sequence[int],
-        ends: Sequence[int],
-        window: int | None,
-    ) -> None:
-        device = q.device
-        self.tile, self.group, self.rows_per_item = tile, group, rows_per_item
-        self.ranges: list[tuple[int, int]] = []
-        pairs: list[tuple[int, int]] = []
-        for j in range(items[0].num_tiles):
-            active = [(i, item.first_tile + j) for i, item in enumerate(items) if item.num_tiles > j]
-            self.ranges.append((len(pairs), len(active)))
-            pairs += active
-        of_pair = torch.tensor(pairs, device=device)
-        self.item_of_pair = of_pair[:, 0]
-        facts = torch.tensor(
-            [
-                (item.seq, item.row, item.num_rows - 1, item.position, lows[item.seq], ends[item.seq] - 1)
-                for item in items
-            ],
-            device=device,
-        )
-        seqs, first_rows, last, positions, low, high = facts.unsqueeze(-1).unbind(1)
-        slot = torch.arange(rows_per_item, device=device)
-        inside = torch.minimum(slot, last)
-        self.rows = first_rows + inside
-        self.real_rows = self.rows[slot <= last]
-        self.places = (slot <= last).flatten().nonzero().squeeze(1)
-        self.seqs = seqs[self.item_of_pair]
-        self.kv_positions = of_pair[:, 1:] * KV_TILE + torch.arange(KV_TILE, device=device)
-        self.readable = torch.minimum(
-            torch.maximum(self.kv_positions, low[self.item_of_pair]), high[self.item_of_pair]
-        )
-        row_positions = (positions + inside).repeat_interleave(group, dim=1)
-        padding = row_positions[:, -1:].expand(-1, tile - row_positions.shape[1])
-        row_positions = torch.cat((row_positions, padding), dim=1)[self.item_of_pair].unsqueeze(-1)
-        distance = row_positions - self.kv_positions.unsqueeze(1)
-        self.seen = distance >= 0
-        if window is not None:
-            self.seen &= distance < window
-
-
-def _attend(work: _Work, q: Tensor, blocks: Tensor, tables: Tensor, scale: float) -> Tensor:
-    """Rows of the batch in the order of `work.real_rows`, [*, H, D] float32."""
-    keys, values = _gather(work, blocks, tables)
-    num_heads, head_dim = q.shape[1:]
-    num_groups = num_heads // work.group
-    kv_head = [g * work.group * keys.shape[2] // num_heads for g in range(num_groups)]
-    tiles = q.new_zeros(num_groups, len(work.rows), work.tile, head_dim, dtype=torch.float32)
-    rows = q[work.rows].to(torch.float32) * scale
-    grouped = rows.view(*work.rows.shape, num_groups, work.group, head_dim).permute(2, 0, 1, 3, 4)
-    tiles[:, :, : work.rows_per_item * work.group] = grouped.flatten(2, 3)
-    tiles = tiles[:, work.item_of_pair]
-    scores = torch.stack(
-        [torch.bmm(tiles[g], keys[:, :, kv_head[g]].transpose(1, 2)) for g in range(num_groups)]
-    )
-    scores.masked_fill_(~work.seen, -torch.inf)
-    highest = scores.amax(-1)
-    peak = highest[:, : work.ranges[0][1]].clone()
-    for first, num in work.ranges[1:]:
-        torch.maximum(peak[:, :num], highest[:, first : first + num], out=peak[:, :num])
-    weights = scores.sub_(peak[:, work.item_of_pair].unsqueeze(-1)).exp_()
-    total = _sum_tiles(weights.sum(-1), work)
-    mixed = _mix(weights, values, kv_head, work)
-    if not mixed.isfinite().all():
-        mixed = _mix_apart(weights, values, kv_head, work)
-    mixed /= total.unsqueeze(-1)
-    real = mixed[:, :, : work.rows_per_item * work.group]
-    by_row = real.unflatten(2, (work.rows_per_item, work.group)).permute(1, 2, 0, 3, 4)
-    return by_row.reshape(-1, num_heads, head_dim)[work.places]
-
-
-def _gather(work: _Work, blocks: Tensor, tables: Tensor) -> tuple[Tensor, Tensor]:
-    """Keys and values of every pair, each [pairs, C, K, D] float32."""
+def _gather(batch: Batch, blocks: Tensor) -> tuple[Tensor, Tensor]:
+    """Keys and values of every pair, each [pairs, C, K, aligned D] float32."""
     block_tokens, num_kv_heads, head_dim = blocks.shape[2:]
-    block_ids = tables[work.seqs, work.readable // block_tokens].to(torch.int64)
-    slots = (block_ids * (2 * block_tokens) + work.readable % block_tokens).flatten()
     flat = blocks.view(-1, num_kv_heads * head_dim)
-    shape = (len(work.seqs), KV_TILE, num_kv_heads, head_dim)
-    keys = flat.index_select(0, slots).to(torch.float32).view(shape)
-    return keys, flat.index_select(0, slots + block_tokens).to(torch.float32).view(shape)
+    key_rows = batch.slots + batch.slots.div(block_tokens, rounding_mode="floor").mul_(block_tokens)
+    shape = (len(batch.item_of_pair), KV_TILE, num_kv_heads, head_dim)
+    return _rows("keys", flat, key_rows, shape), _rows("values", flat, key_rows.add_(block_tokens), shape)
 
 
-def _sum_tiles(parts: Tensor, work: _Work) -> Tensor:
-    """Sum [groups, pairs, ...] over each item's tiles in order of position, from +0, so that a sum is never -0."""
-    total = parts.new_zeros(parts.shape[0], work.ranges[0][1], *parts.shape[2:])
-    for first, num in work.ranges:
+def _rows(name: str, flat: Tensor, rows: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """The named rows as float32 of this shape, the last width aligned, in scratch memory."""
+    width = _aligned_width(shape[-1])
+    plain = flat.dtype == torch.float32 and width == shape[-1]
+    raw = _scratch.take(name if plain else "raw", (len(rows), flat.shape[1]), flat.dtype, flat.device)
+    torch.index_select(flat, 0, rows, out=raw)
+    if plain:
+        return raw.view(shape)
+    wide = _scratch.take(name, (*shape[:-1], width), torch.float32, flat.device)
+    wide[..., : shape[-1]] = raw.view(shape)
+    wide[..., shape[-1] :] = 0
+    return wide
+
+
+def _per_head(
+    rows: Tensor, matrices: Tensor, heads: list[int], *, turned: bool, out: Tensor | None = None
+) -> Tensor:
+    """Products [groups, pairs, M, .] of rows [groups, pairs, M, .] with the KV head of each group, turned for keys.
+
+    matrices  [pairs, C, K, D]
+    """
+    if out is None:
+        out = rows.new_empty(*rows.shape[:3], matrices.shape[1 if turned else 3])
+    for g, head in enumerate(heads):
+        matrix = matrices[:, :, head]
+        torch.bmm(rows[g], matrix.transpose(1, 2) if turned else matrix, out=out[g])
+    return out
+
+
+def _peaks(scores: Tensor, batch: Batch) -> Tensor:
+    """The largest score of each row over all its tiles, for every pair, [groups, pairs, M, 1]."""
+    highest = scores.amax(-1, keepdim=True)
+    peak = highest[:, : batch.num_items].clone()
+    for first, num in batch.ranges[1:]:
+        peak[:, :num] = peak[:, :num].maximum(highest[:, first : first + num])
+    return peak.index_select(1, batch.item_of_pair)
+
+
+def _over_tiles(parts: Tensor, batch: Batch) -> Tensor:
+    """Sum [groups, pairs, ...] over each item's tiles in order of position, from +0, so that no sum is ever -0."""
+    total = parts.new_zeros(parts.shape[0], batch.num_items, *parts.shape[2:])
+    for first, num in batch.ranges:
         total[:, :num] += parts[:, first : first + num]
     return total
 
 
-def _mix(weights: Tensor, values: Tensor, kv_head: list[int], work: _Work) -> Tensor:
-    return _sum_tiles(
-        torch.stack([torch.bmm(weights[g], values[:, :, head]) for g, head in enumerate(kv_head)]), work
-    )
+def _mix_apart(weights: Tensor, values: Tensor, heads: list[int], hidden: Tensor, batch: Batch) -> Tensor:
+    """Weighted values where some are not finite: those make NaN of the rows that see them, and of no others.
 
-
-def _mix_apart(weights: Tensor, values: Tensor, kv_head: list[int], work: _Work) -> Tensor:
-    """As `_mix`, where some values are not finite: they reach the rows that see them, and no others.
-
-    A weight of zero times NaN is NaN, so they are taken out first and put back as NaN where they are seen.
+    A weight of zero times NaN is NaN, so they are taken out first and put back where they are seen.
     """
-    finite = values.isfinite()
-    mixed = _mix(weights, values.masked_fill(~finite, 0.0), kv_head, work)
-    seen = work.seen.to(torch.float32).expand(weights.shape)
-    spoilt = _mix(seen, (~finite).to(torch.float32), kv_head, work)
+    odd = ~values.isfinite()
+    mixed = _over_tiles(_per_head(weights, values.masked_fill(odd, 0.0), heads, turned=False), batch)
+    seen = (~hidden).to(torch.float32).expand(weights.shape).contiguous()
+    spoilt = _over_tiles(_per_head(seen, odd.to(torch.float32), heads, turned=False), batch)
     return mixed.masked_fill_(spoilt > 0, torch.nan)
