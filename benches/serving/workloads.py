@@ -20,6 +20,7 @@ from octavo import LLM, SamplingParams
 from octavo.arch import Arch
 from octavo.engine.locate import locate
 from octavo.engine.measure import Generates, MachineLimits, Run, measure_machine, random_prompts, run_requests
+from octavo.errors import OctavoError
 
 CONFIGS = Path(__file__).parent.parent / "shapes"
 BLOCK_TOKENS = 16
@@ -53,7 +54,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     harness.arguments(parser)
     args = parser.parse_args(words)
     settings = harness.settings(args, "benches.serving.workloads", words)
-    return serve(args.model, args.workloads.split(","), args.dtype, settings)
+    names = args.workloads.split(",")
+    unknown = [name for name in names if name not in SHAPES]
+    if unknown:
+        parser.error(f"no workload {', '.join(unknown)}; there are {', '.join(SHAPES)}")
+    try:
+        return serve(args.model, names, args.dtype, settings)
+    except OctavoError as error:
+        print(f"{error} [{error.code}]", file=sys.stderr)
+        return 2
 
 
 def serve(model: str, names: Sequence[str], dtype: str, settings: Settings) -> int:

@@ -146,6 +146,13 @@ def test_a_whole_run_on_a_tiny_model(
         assert figures["preemptions"].values == figures["cached_prompt_tokens"].values == (0.0, 0.0)
 
 
-def test_an_unknown_workload_is_refused() -> None:
-    with pytest.raises(ValueError, match="no workload 'W7'"):
-        serving.serve("qwen3-0.6b", ["W7"], "auto", Settings())
+def test_unknown_workloads_and_models_end_with_a_line_that_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(serving, "measure_machine", lambda _: LIMITS)
+    with pytest.raises(SystemExit) as left:
+        serving.main(["--workloads", "W1,W7"])
+    assert left.value.code == 2
+    assert "no workload W7; there are W1, W2, W3, W4, W5" in capsys.readouterr().err
+    assert serving.main(["--model", str(tmp_path / "none"), "--threads", "1"]) == 2
+    assert "no model" in capsys.readouterr().err
