@@ -30,9 +30,11 @@ LATER_KV_DTYPES = ("int8", "int4", "fp8", "fp8_e4m3", "fp8_e5m2")
 LATER_QUANTIZATION = ("int8", "int4", "fp8", "gptq", "awq", "compressed-tensors", "bitsandbytes")
 
 
-def _knob(default: Any, help: str, *, text: str = "str", nullable: bool = False, secret: bool = False) -> Any:
+def _knob(
+    default: Any, help: str, *, text: str = "str", none: str | None = None, secret: bool = False
+) -> Any:
     """A field with what the table needs beside its name: how its text is read, and a line of help."""
-    meta = {"help": help, "text": text, "nullable": nullable, "secret": secret}
+    meta = {"help": help, "text": text, "none": none, "secret": secret}
     return field(default=default, metadata=meta)
 
 
@@ -44,8 +46,8 @@ class ModelConfig:
         "auto", "directory, hub id, bundled name, or a lone config.json (random weights); auto: bundled"
     )
     dtype: str = _knob("auto", "auto, bfloat16, float16 or float32; auto takes the checkpoint's own")
-    quantization: str | None = _knob(None, "weight format; none is built yet", nullable=True)
-    max_model_len: int | None = _knob(None, "longest prompt plus output, tokens", text="count", nullable=True)
+    quantization: str | None = _knob(None, "weight format; none is built yet", none="none")
+    max_model_len: int | None = _knob(None, "longest prompt plus output, tokens", text="count", none="auto")
     seed: int = _knob(0, "seed of requests that bring none, and of random weights", text="int")
     load_format: str = _knob("auto", "auto, safetensors, or dummy for random weights")
 
@@ -70,12 +72,12 @@ class KvConfig:
     """How keys and values are stored, and how much of them."""
 
     kv_cache_dtype: str = _knob("auto", "auto, bfloat16, float16 or float32; auto takes the model's")
-    block_size: int | None = _knob(None, "tokens per block, a power of two", text="count", nullable=True)
+    block_size: int | None = _knob(None, "tokens per block, a power of two", text="count", none="auto")
     memory_limit: int | None = _knob(
-        None, "bytes for weights, cache and workspace together, such as 4GiB", text="bytes", nullable=True
+        None, "bytes for weights, cache and workspace together, such as 4GiB", text="bytes", none="auto"
     )
     num_kv_blocks: int | None = _knob(
-        None, "blocks in the pool, instead of what memory_limit leaves", text="count", nullable=True
+        None, "blocks in the pool, instead of what memory_limit leaves", text="count", none="auto"
     )
     enable_prefix_caching: bool = _knob(
         True, "reuse the keys and values of equal prompt beginnings", text="bool"
@@ -97,9 +99,9 @@ class SchedulerConfig:
     """How much runs at once."""
 
     max_num_seqs: int = _knob(256, "sequences running side by side", text="count")
-    max_num_batched_tokens: int | None = _knob(None, "tokens in one step", text="count", nullable=True)
+    max_num_batched_tokens: int | None = _knob(None, "tokens in one step", text="count", none="auto")
     max_chunk_tokens: int | None = _knob(
-        None, "prompt tokens of one sequence in one step", text="count", nullable=True
+        None, "prompt tokens of one sequence in one step", text="count", none="auto"
     )
 
     def __post_init__(self) -> None:
@@ -113,7 +115,7 @@ class RuntimeConfig:
     """Where it runs."""
 
     device: str = _knob("auto", "auto, cpu, cuda or cuda:N")
-    num_threads: int | None = _knob(None, "CPU threads of the engine", text="count", nullable=True)
+    num_threads: int | None = _knob(None, "CPU threads of the engine", text="count", none="auto")
 
     def __post_init__(self) -> None:
         _text("device", self.device)
@@ -132,7 +134,7 @@ class ServerConfig:
         (), "keys that may call, comma separated; none lets everybody", text="list", secret=True
     )
     served_model_name: str | None = _knob(
-        None, "name of the model on the wire instead of its own", nullable=True
+        None, "name of the model on the wire instead of its own", none="none"
     )
     max_queued_requests: int = _knob(
         512, "requests waiting or running; one more is refused with 429", text="count"
@@ -177,7 +179,8 @@ class Knob:
 
     section   name of the dataclass it belongs to in `EngineConfig`, or "server"
     text      how a flag or variable is read: str, int, count, bytes, seconds, bool or list
-    nullable  "none" and "auto" mean None: the engine decides
+    none      word for None: "auto" where the engine then decides, "none" where nothing is meant; None where a
+              value is needed
     secret    its value is never printed
     """
 
@@ -186,7 +189,7 @@ class Knob:
     default: Any
     help: str
     text: str
-    nullable: bool
+    none: str | None
     secret: bool
 
     @property
@@ -199,7 +202,7 @@ class Knob:
 
     def parse(self, text: str) -> Any:
         """The value a flag or a variable spells. Raises ConfigError that names the setting."""
-        if self.nullable and text.strip().lower() in ("none", "auto"):
+        if self._is_none(text):
             return None
         try:
             return _READ[self.text](text)
@@ -208,11 +211,14 @@ class Knob:
         except ValueError:
             raise ConfigError(f"{self.name} must be a {_KIND[self.text]}, got {text!r}") from None
 
+    def _is_none(self, text: str) -> bool:
+        return self.none is not None and text.strip().lower() in ("none", self.none)
+
     def accept(self, value: Any) -> Any:
         """The value a TOML key holds: text is parsed where a unit may stand, lists become tuples."""
         if isinstance(value, str) and self.text in ("bytes", "seconds", "count", "list"):
             return self.parse(value)
-        if isinstance(value, str) and self.nullable and value.lower() in ("none", "auto"):
+        if isinstance(value, str) and self._is_none(value):
             return None
         if self.text == "seconds" and isinstance(value, int) and not isinstance(value, bool):
             return float(value)

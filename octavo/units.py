@@ -78,7 +78,7 @@ def format_count(count: float) -> str:
     for size, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(count) >= size:
             return f"{_digits(count / size)} {unit}"
-    return f"{count:g}"
+    return f"{count:.0f}" if float(count).is_integer() else _digits(count)
 
 
 def format_rate(per_s: float, unit: str) -> str:

@@ -41,7 +41,7 @@ def _shown(found: settings.Settings, knob: Knob) -> str:
     if knob.secret:
         return f"{len(value)} set, not shown" if value else "none"
     if value is None:
-        return "auto" if knob.name != "quantization" and knob.name != "served_model_name" else "none"
+        return knob.none or "none"
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 

@@ -1,0 +1,169 @@
+"""What this machine has, what Octavo would choose on it and why, and what to mend.
+
+Each line is ok, a warning, or a problem; warnings and problems come with a fix. With a problem the exit code is 4.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import platform
+import shutil
+import socket
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import octavo
+from octavo.cli import output, settings
+from octavo.cli.main import DONE, FAILED
+from octavo.config import SECTIONS, EngineConfig, ServerConfig
+from octavo.errors import ConfigError, OctavoError
+from octavo.units import GIB, format_bytes
+
+if TYPE_CHECKING:
+    from octavo.engine.build import Plan
+
+OK, WARNING, PROBLEM = "ok", "warning", "problem"
+LOW_DISK_BYTES = 5 * GIB
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line: what was looked at, what was found, and how to mend it where that is needed."""
+
+    state: str
+    what: str
+    found: str
+    fix: str = ""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", nargs="?", metavar="MODEL", help="whose kernels and memory to look at")
+    output.add_json(parser)
+    settings.add_flags(parser, SECTIONS)
+
+
+def run(args: argparse.Namespace) -> int:
+    found = settings.read(args)
+    findings = [*_software(), *_processor(), *_memory_and_disk(), *_port(found.server), *_model(found.engine)]
+    if args.json:
+        output.print_json([asdict(one) for one in findings])
+    else:
+        output.print_table(["", "what", "found"], [(one.state, one.what, one.found) for one in findings])
+        for one in findings:
+            if one.fix:
+                print(f"\n{one.state}: {one.what}: {one.fix}")
+    return FAILED if any(one.state == PROBLEM for one in findings) else DONE
+
+
+def _software() -> Iterator[Finding]:
+    yield Finding(OK, "octavo", octavo.__version__)
+    yield Finding(OK, "python", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
+    try:
+        import torch
+    except (ImportError, OSError) as error:
+        yield Finding(PROBLEM, "torch", f"cannot be imported: {error}", "pip install torch")
+        return
+    yield Finding(OK, "torch", torch.__version__)
+    if torch.cuda.is_available():
+        for number in range(torch.cuda.device_count()):
+            facts = torch.cuda.get_device_properties(number)
+            yield Finding(OK, f"cuda:{number}", f"{facts.name}, {format_bytes(facts.total_memory)}")
+    else:
+        yield Finding(OK, "cuda", "no device; the CPU is used")
+
+
+def _processor() -> Iterator[Finding]:
+    from octavo.engine.cpu import read_cpu
+    from octavo.engine.machine import read_machine
+
+    cpu = read_cpu()
+    yield Finding(OK, "processor", f"{cpu.model}, {read_machine().num_cores} cores usable")
+    yield Finding(OK, "instruction sets", " ".join(cpu.instruction_sets) or "none that kernels ask for")
+    if importlib.util.find_spec("octavo._cpu") is None:
+        fix = "the package was installed without its C++ part: pip install . with a C++ compiler at hand"
+        yield Finding(WARNING, "compiled kernels", "not built; the torch reference runs instead", fix)
+        return
+    from octavo import _cpu
+
+    yield Finding(OK, "compiled kernels", "built; on this processor: " + " ".join(_cpu.features()))
+
+
+def _memory_and_disk() -> Iterator[Finding]:
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    from octavo.engine.machine import read_machine
+
+    machine = read_machine()
+    text = f"{format_bytes(machine.available_bytes)} free of {format_bytes(machine.total_bytes)}"
+    yield Finding(OK, "memory", text)
+    place = Path(HF_HUB_CACHE)
+    while not place.exists():
+        place = place.parent
+    free_bytes = shutil.disk_usage(place).free
+    if free_bytes < LOW_DISK_BYTES:
+        fix = f"models are fetched to {HF_HUB_CACHE}; make room there, or set HF_HOME to another disk"
+        yield Finding(WARNING, "disk", f"{format_bytes(free_bytes)} free", fix)
+    else:
+        yield Finding(OK, "disk", f"{format_bytes(free_bytes)} free for fetched models")
+
+
+def _port(server: ServerConfig) -> Iterator[Finding]:
+    from octavo.server.run import bind
+
+    try:
+        bind(server.host, server.port).close()
+    except (ConfigError, socket.gaierror) as error:
+        fix = f"choose another: octavo serve --port 0, or see who listens: ss -ltnp 'sport = :{server.port}'"
+        yield Finding(WARNING, "port", str(error), fix)
+        return
+    yield Finding(OK, "port", f"{server.host}:{server.port} is free")
+    if server.host not in ("127.0.0.1", "localhost", "::1") and not server.api_key:
+        fix = "set --api-key, or leave --host at 127.0.0.1"
+        yield Finding(WARNING, "host", f"{server.host} can be reached by others, without a key", fix)
+
+
+def _model(config: EngineConfig) -> Iterator[Finding]:
+    if "torch" not in sys.modules:
+        return
+    from octavo.engine.build import plan
+
+    try:
+        planned = plan(config)
+    except OctavoError as error:
+        yield Finding(
+            PROBLEM,
+            "model",
+            f"{error}",
+            f"name another model, or change what the message names [{error.code}]",
+        )
+        return
+    yield Finding(OK, "model", f"{planned.location.name}: {planned.arch.family}")
+    for what, num_bytes, remark in planned.resolved.memory.rows():
+        yield Finding(OK, what, f"{format_bytes(num_bytes)} {remark}".strip())
+    for made in planned.resolved.decisions:
+        yield Finding(OK, made.field, f"{made.value}: {made.because}")
+    try:
+        yield from _kernels(planned)
+    except OctavoError as error:
+        yield Finding(PROBLEM, "kernels", str(error), "use another dtype or device")
+
+
+def _kernels(planned: Plan) -> Iterator[Finding]:
+    """What would run each op, and why the others would not."""
+    import torch
+
+    from octavo.kernels import linear
+    from octavo.kernels.choose import Need, choose
+    from octavo.models.ops import Ops
+
+    arch = planned.arch
+    dtype, device = getattr(torch, planned.resolved.dtype), torch.device(planned.resolved.device)
+    for op, name, passed_over in Ops(arch, dtype, device).decisions:
+        yield Finding(OK, f"kernel {op}", "; ".join([name, *passed_over]))
+    need = Need(device=device.type, dtype=dtype, sizes={"O": arch.ffn_size, "I": arch.hidden_size})
+    impl, reasons = choose("linear", need, linear.IMPLS)
+    yield Finding(OK, "kernel linear", "; ".join([impl.name, *reasons]))
