@@ -86,7 +86,8 @@ class Tracked:
     def end(self, index: int, reason: str, stop_reason: str | int | None, error: str | None) -> str:
         """Close a choice; returns the text that was held back until now.
 
-        Text held back can itself complete a stop text (its last character was cut); then that is the reason.
+        A stop text hit by the last token that max_tokens allowed is the reason all the same. Text held back can
+        itself complete a stop text (its last character was cut); then that is the reason.
         """
         growing = self.choice(index)
         growing.ended = True
@@ -96,8 +97,8 @@ class Tracked:
             rest, hit = growing.stops.push(growing.detokenizer.flush())
             if hit is None:
                 rest += growing.stops.flush()
-            elif reason == "length":
-                reason, stop_reason = "stop", hit
+        if growing.stops.hit is not None and reason == "length":
+            reason, stop_reason = "stop", growing.stops.hit
         output.text += rest
         output.finish_reason, output.stop_reason, output.error = reason, stop_reason, error
         return rest
