@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from octavo.arch import Arch
 from octavo.errors import LoadError
@@ -200,3 +202,33 @@ def test_a_broken_file_is_named(text: str, message: str, tmp_path: Path) -> None
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(LoadError, match=r"config\.json does not exist; expected a config\.json, or a folder"):
         Arch.from_file(tmp_path)
+
+
+NAMES = [*qwen2(), *mistral(), *qwen3(), "rope_scaling", "rope_parameters", "layer_types", "sliding_window"]
+NAMES += ["use_sliding_window", "max_window_layers", "attention_bias", "mlp_bias", "quantization_config"]
+ROPE_NAMES = ["type", "rope_type", "rope_theta", "factor", "low_freq_factor", "high_freq_factor", "truncate"]
+ROPE_NAMES += ["original_max_position_embeddings", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "x"]
+
+scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3)
+scalars |= st.sampled_from(["yarn", "llama3", "dynamic", "linear", "default", 1, 2, 4096, 1.5])
+values = (
+    scalars
+    | st.lists(scalars, max_size=3)
+    | st.dictionaries(st.sampled_from(ROPE_NAMES), scalars, max_size=6)
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    base=st.sampled_from([config, mistral, qwen2, qwen3]),
+    changes=st.dictionaries(st.sampled_from(NAMES), values, max_size=3),
+)
+def test_any_values_end_in_an_arch_or_a_load_error(base: Any, changes: dict[str, Any]) -> None:
+    fields = {**base(), **changes}
+    try:
+        arch = Arch.from_config(fields)
+    except LoadError:
+        return
+    assert arch.num_parameters() > 0
+    assert arch.max_positions > 0
+    assert len(arch.windows) == arch.num_layers

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 import octavo.models.checkpoint as checkpoint_module
@@ -246,3 +248,20 @@ def test_a_broken_index(content: str, sharded: tuple[Path, dict[str, str]]) -> N
     folder, _ = sharded
     (folder / "model.safetensors.index.json").write_text(content)
     assert "model.safetensors.index.json" in refusal(folder)
+
+
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(place=st.floats(0, 1, exclude_max=True), byte=st.integers(0, 255))
+def test_a_flipped_byte_in_the_header_is_found_or_harmless(place: float, byte: int, tmp_path: Path) -> None:
+    """Whatever it does, it ends in a LoadError or in a model; never in another error."""
+    write_model(tmp_path)
+    file = tmp_path / "model.safetensors"
+    content = bytearray(file.read_bytes())
+    header_bytes = 8 + int.from_bytes(content[:8], "little")
+    content[int(place * header_bytes)] = byte
+    file.write_bytes(content)
+    try:
+        model = load(tmp_path)
+    except LoadError:
+        return
+    assert model.arch.num_layers == 2
