@@ -7,6 +7,8 @@ rate; W3 to W5 show throughput. Peak memory stands beside every figure.
 from __future__ import annotations
 
 import argparse
+import functools
+import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -20,6 +22,7 @@ from octavo import LLM, SamplingParams
 from octavo.arch import Arch
 from octavo.engine.locate import locate
 from octavo.engine.measure import Generates, MachineLimits, Run, measure_machine, random_prompts, run_requests
+from octavo.engine.outputs import RequestOutput
 from octavo.errors import OctavoError
 
 CONFIGS = Path(__file__).parent.parent / "shapes"
@@ -90,7 +93,10 @@ def serve(model: str, names: Sequence[str], dtype: str, settings: Settings) -> i
             f"{resolved.limits.num_blocks} KV blocks of {BLOCK_TOKENS} tokens,"
             f" {resolved.limits.max_num_batched_tokens} tokens in a step at most",
         ]
-        benches = [bench(llm, location.name, shape, resolved.dtype, arch, limits, notes) for shape in chosen]
+        check = functools.cache(functools.partial(gate, llm, arch.vocab_size))
+        benches = [
+            bench(llm, location.name, shape, resolved.dtype, arch, limits, check, notes) for shape in chosen
+        ]
         return harness.ask(benches, settings, limits)
 
 
@@ -106,9 +112,10 @@ def bench(
     dtype: str,
     arch: Arch,
     limits: MachineLimits,
+    check: Callable[[], str],
     notes: Sequence[str],
 ) -> Bench:
-    """The question of one workload on a loaded model."""
+    """The question of one workload on a loaded model, behind `check`, which may serve several of them."""
     figure, what = _FIGURES[shape.id]
     rates = _rates(shape, dtype, arch, limits)
 
@@ -133,7 +140,7 @@ def bench(
             "output_tokens": shape.num_output_tokens,
             "shared_tokens": shape.shared_tokens,
         },
-        gate=lambda: gate(llm, arch.vocab_size),
+        gate=check,
         subjects={"octavo": subject},
         seeds={"prompts": f"'{shape.id} REPEAT', repeats counted from 0", "weights": 0},
         notes=[*shape.notes, *notes],
@@ -144,17 +151,20 @@ def gate(llm: Generates, vocab_size: int) -> str:
     """Answers must be the same bits alone and in company. Raises GateFailed."""
     prompts = [{"prompt_token_ids": ids} for ids in random_prompts(GATE_SIZES, vocab_size, "gate")]
     params = SamplingParams(temperature=0.0, max_tokens=GATE_TOKENS, ignore_eos=True, logprobs=1)
-    together = _answers(llm, prompts, params)
-    alone = [_answers(llm, [prompt], params)[0] for prompt in prompts]
-    for size, ours, theirs in zip(GATE_SIZES, alone, together, strict=True):
+    together = llm.generate(prompts, [params] * len(prompts))
+    alone = [llm.generate([prompt], [params])[0] for prompt in prompts]
+    for size, ours, theirs in zip(GATE_SIZES, map(_answer, alone), map(_answer, together), strict=True):
         if ours != theirs:
             raise GateFailed(f"a prompt of {size} tokens gave {ours} alone and {theirs} in company")
-    return f"{len(prompts)} greedy answers: equal tokens and log-probabilities alone, together and from the cache"
+    cached = sum(output.metrics.cached_prompt_tokens for output in alone)
+    return (
+        f"{len(prompts)} greedy answers have equal tokens and log-probabilities together and alone,"
+        f" then with {cached} of {sum(GATE_SIZES)} prompt tokens from the cache"
+    )
 
 
-def _answers(llm: Generates, prompts: list[dict[str, list[int]]], params: SamplingParams) -> list[object]:
-    outputs = [output.outputs[0] for output in llm.generate(prompts, [params] * len(prompts))]
-    return [(one.token_ids, one.logprobs) for one in outputs]
+def _answer(output: RequestOutput) -> tuple[object, object]:
+    return output.outputs[0].token_ids, output.outputs[0].logprobs
 
 
 def _rates(shape: Shape, dtype: str, arch: Arch, limits: MachineLimits) -> Rates:
@@ -167,7 +177,7 @@ def _rates(shape: Shape, dtype: str, arch: Arch, limits: MachineLimits) -> Rates
             assert one.tpot_s is not None, "W1 draws more than one token"
             rate = 1 / one.tpot_s
             share = read_bytes * rate / limits.read_bytes_per_s
-            return {"decode_tokens_per_s": rate, "weight_read_share": share, "ttft_s": one.ttft_s}
+            return {"decode_tokens_per_s": rate, "weight_read_share": share}
 
         return decoding
     if shape.id == "W2":
@@ -175,7 +185,7 @@ def _rates(shape: Shape, dtype: str, arch: Arch, limits: MachineLimits) -> Rates
 
         def reading(run: Run) -> Mapping[str, float]:
             (one,) = run.requests
-            figures = {"prompt_tokens_per_s": one.num_prompt_tokens / one.ttft_s, "ttft_s": one.ttft_s}
+            figures = {"prompt_tokens_per_s": one.num_prompt_tokens / one.ttft_s}
             if matrix_per_s is not None:
                 flop = prompt_flop(arch, one.num_prompt_tokens)
                 figures["matrix_share"] = flop / one.ttft_s / matrix_per_s
@@ -190,6 +200,7 @@ def _rates(shape: Shape, dtype: str, arch: Arch, limits: MachineLimits) -> Rates
 
 def _beside(run: Run) -> Mapping[str, float]:
     return {
+        "ttft_s": statistics.median(one.ttft_s for one in run.requests),
         "wall_s": run.wall_s,
         "peak_bytes": run.peak_bytes,
         "cached_prompt_tokens": sum(one.num_cached_prompt_tokens for one in run.requests),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,7 @@ def test_decoding_reads_a_tied_embedding_as_the_head_and_an_untied_one_not_at_al
 def measured(name: str) -> dict[str, float]:
     """Medians of a workload on the fake, whose first token takes 1 s and each further one 0.25 s."""
     llm, arch = FakeLLM(vocab_size=90), Arch.from_config(TINY)
-    bench = serving.bench(llm, "tiny", shape(name), "float32", arch, LIMITS, ["a note"])
+    bench = serving.bench(llm, "tiny", shape(name), "float32", arch, LIMITS, lambda: "right", ["a note"])
     made = answer(bench, Settings(repeats=2, warmup=1), limits=LIMITS)
     assert made.notes[0] == "a note"
     assert [sum(map(len, ids)) for ids, _ in llm.calls[-2:]] == [shape(name).num_prompt_tokens] * 2
@@ -141,6 +142,8 @@ def test_a_whole_run_on_a_tiny_model(
     assert str(tmp_path) not in first.command
     assert "--model tiny.json" in first.command
     assert any("linear" in note for note in first.notes)
+    assert first.gate == second.gate
+    assert re.search(r"with [1-9]\d* of 171 prompt tokens from the cache", first.gate)
     for made in (first, second):
         figures = made.subjects["octavo"]
         assert figures["preemptions"].values == figures["cached_prompt_tokens"].values == (0.0, 0.0)
