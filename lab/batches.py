@@ -12,14 +12,24 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from lab import corpus
-from lab.tokenizer import ASSISTANT_ID, BOS_ID, END_ID, EOS_ID, PAD_ID, SYSTEM_ID, USER_ID
+from lab.tokenizer import (
+    ASSISTANT_ID,
+    BOS_ID,
+    END_ID,
+    EOS_ID,
+    PAD_ID,
+    SPECIAL,
+    SYSTEM_ID,
+    USER_ID,
+    VOCAB_TOKENS,
+)
 from octavo.evals import tasks
 
-FREE_WEIGHT = 0.2
+FREE_WEIGHT = 0.5
 """Weight of answer tokens that only repeat the question; the looked-up value and what follows weigh one."""
 
-COPY_SHARE = 0.12
-"""Share of recall rows that repeat a list instead of looking a value up."""
+COPY_WEIGHT = 0.5
+"""Weight of each token of a repeated list."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,27 +165,35 @@ class Batches:
             marks += more_marks
         return ids, marks
 
-    def recall(self, step: int, rows: int, width: int) -> Batch:
-        """Key-value lookup with as many pairs as fit, and copying."""
+    def recall(self, step: int, rows: int, width: int, copy_share: float) -> Batch:
+        """Key-value lookup with as many pairs as fit; `copy_share` of the rows repeat a list instead."""
         rng = random.Random(f"recall:{self.seed}:{step}")
         drawn = []
         for _ in range(rows):
-            make = self.copy if rng.random() < COPY_SHARE else self.lookup
+            make = self.copy if rng.random() < copy_share else self.lookup
             drawn.append(make(rng, width))
         return pad("recall", drawn, width)
 
     def lookup(self, rng: random.Random, width: int) -> Row:
         """One conversation over 2 to width / 12 pairs."""
         pairs = self.pairs(rng, rng.randint(2, max(2, min(width // 12, tasks.MAX_PAIRS))))
-        facts = " ".join(tasks.FACT.format(key=k, value=v) for k, v in pairs)
-        return self.conversation(facts + " ", pairs, width, rng)
+        while True:
+            facts = "".join(tasks.FACT.format(key=k, value=v) + " " for k, v in pairs)
+            row = self.conversation(facts, pairs, width, rng)
+            if len(row[0]) <= width or len(pairs) == 1:
+                return row
+            pairs.pop()
 
     def copy(self, rng: random.Random, width: int) -> Row:
-        """Repeat a list of words."""
-        words = [rng.choice(tasks.WORDS) for _ in range(rng.randint(3, width // 4))]
-        listed = " ".join(words)
-        ids, marks = self.turn(f"Repeat: {listed}", f"Repeated: {listed}", 0.5)
-        return ids, marks
+        """Repeat a list: of words, or of tokens that make no sense and can only be copied."""
+        count = rng.randint(3, width // 2 - 8)
+        if rng.random() < 0.5:
+            listed = self.encode("".join(f" {rng.choice(tasks.WORDS)}" for _ in range(count)))
+        else:
+            listed = [rng.randrange(len(SPECIAL), VOCAB_TOKENS) for _ in range(count)]
+        asked = [BOS_ID, USER_ID, *self.encode("Repeat:"), *listed, END_ID, ASSISTANT_ID]
+        said = [*self.encode("Repeated:"), *listed, END_ID]
+        return asked + said, [0.0] * len(asked) + [COPY_WEIGHT] * len(said)
 
     def needle(self, step: int, rows: int, width: int) -> Batch:
         """Facts hidden in source text at random depths, every row near full."""

@@ -8,10 +8,13 @@ from __future__ import annotations
 import hashlib
 import importlib
 import inspect
+import json
+import subprocess
+import sys
 import sysconfig
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from octavo.evals.score import first_sentence
@@ -111,7 +114,8 @@ def _signature(name: str, value: object) -> str:
         text = str(inspect.signature(value))  # type: ignore[arg-type]
     except (ValueError, TypeError):
         return ""
-    return "" if " at 0x" in text or "<" in text or len(text) > 100 else name + text
+    told = len(text) <= 100 and not any(mark in text for mark in (" at 0x", "<", "'/"))
+    return name + text if told else ""
 
 
 def _entry(name: str, value: object) -> Entry | None:
@@ -144,6 +148,19 @@ METHODS_OF = (str, bytes, list, dict, set, tuple, int, float)
 
 
 def entries() -> list[Entry]:
+    """What `inspected` finds in a fresh interpreter: packages loaded here may have replaced library functions."""
+    command = [sys.executable, "-c", "from lab import corpus; corpus.print_inspected()"]
+    root = Path(__file__).resolve().parents[1]
+    run = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
+    return [Entry(**fields) for fields in json.loads(run.stdout)]
+
+
+def print_inspected() -> None:
+    """Write `inspected()` to standard output as JSON."""
+    json.dump([asdict(entry) for entry in inspected()], sys.stdout)
+
+
+def inspected() -> list[Entry]:
     """Documented functions and classes of QA_MODULES, each object once, under its first name; sorted."""
     seen: set[int] = set()
     found: dict[str, Entry] = {}
@@ -163,8 +180,8 @@ def entries() -> list[Entry]:
                 seen.add(id(value))
                 found[full] = entry
     for owner in METHODS_OF:
-        for name, value in vars(owner).items():
-            entry = None if name.startswith("_") else _entry(f"{owner.__name__}.{name}", value)
+        for name in vars(owner):
+            entry = None if name.startswith("_") else _entry(f"{owner.__name__}.{name}", getattr(owner, name))
             if entry is not None:
                 found[entry.name] = entry
     return [found[name] for name in sorted(found)]

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+Watched = list[tuple[Tensor, Tensor]]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shape:
@@ -98,7 +100,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class Attention(nn.Module):
-    """Causal grouped-query attention."""
+    """Causal grouped-query attention. Where `watched` is a list, rotated queries and keys are added to it."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
@@ -108,16 +110,19 @@ class Attention(nn.Module):
         self.v_proj = Linear(shape.hidden, shape.kv_heads * shape.head_width)
         self.o_proj = Linear(shape.query_heads * shape.head_width, shape.hidden)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, watched: Watched | None = None) -> Tensor:
         N, T, _ = x.shape
         shape = self.shape
         q = self.q_proj(x).view(N, T, shape.query_heads, -1).transpose(1, 2)
         k = self.k_proj(x).view(N, T, shape.kv_heads, -1).transpose(1, 2)
         v = self.v_proj(x).view(N, T, shape.kv_heads, -1).transpose(1, 2)
         group = shape.query_heads // shape.kv_heads
+        q = rotate(q, cos, sin)
         k = rotate(k, cos, sin).repeat_interleave(group, 1)
         v = v.repeat_interleave(group, 1)
-        out = F.scaled_dot_product_attention(rotate(q, cos, sin), k, v, is_causal=True)
+        if watched is not None:
+            watched.append((q, k))
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         mixed: Tensor = self.o_proj(out.transpose(1, 2).reshape(N, T, -1))
         return mixed
 
@@ -146,8 +151,8 @@ class Layer(nn.Module):
         self.post_attention_layernorm = Norm(shape.hidden, shape.norm_eps)
         self.mlp = FeedForward(shape)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), cos, sin)
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, watched: Watched | None = None) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin, watched)
         out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
         return out
 
@@ -183,13 +188,13 @@ class Llama(nn.Module):
                     std *= (2 * shape.layers) ** -0.5
                 nn.init.normal_(weight, 0.0, std, generator=source)
 
-    def hidden(self, tokens: Tensor) -> Tensor:
-        """Last hidden states [N, T, E] of tokens [N, T]."""
+    def hidden(self, tokens: Tensor, watched: Watched | None = None) -> Tensor:
+        """Last hidden states [N, T, E] of tokens [N, T]; each layer's queries and keys are added to `watched`."""
         T = tokens.shape[1]
         x = F.embedding(tokens, self.model.embed_tokens.weight.to(self.dtype))
         cos, sin = self.cos[:T], self.sin[:T]
         for layer in self.model.layers:
-            x = layer(x, cos, sin)
+            x = layer(x, cos, sin, watched)
         out: Tensor = self.model.norm(x)
         return out
 

@@ -18,34 +18,89 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lab import corpus, export, measure
+from lab import corpus, export, guide, measure
 from lab.batches import Batch, Batches
-from lab.model import Llama, Shape
+from lab.model import Llama, Shape, Watched
 from lab.muon import Muon
+from lab.tokenizer import PAD_ID
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Phase:
+    """What a step reads while progress is below `until`.
+
+    width         tokens of a needle row, and of a text row in every other step (the others stay narrow)
+    other_share   part of the questions in another phrasing than the shipped one
+    copy_share    part of the recall rows that repeat a list
+    *_weight      of the batch's mean loss; text and questions weigh one; of the guide's, see `lab.guide`
+    """
+
+    until: float
+    width: int
+    question_tokens: int
+    text_tokens: int
+    recall_rows: int
+    needle_rows: int
+    recall_width: int = 192
+    other_share: float = 0.3
+    copy_share: float = 0.12
+    recall_weight: float = 0.5
+    needle_weight: float = 0.5
+    guide_weight: float = 0.0
+
+
+NARROW = 512
+
+PHASES = (
+    Phase(until=0.12, width=512, question_tokens=4000, text_tokens=6144, recall_rows=16, needle_rows=8),
+    Phase(
+        until=0.29,
+        width=256,
+        question_tokens=2500,
+        text_tokens=4096,
+        recall_rows=96,
+        recall_width=64,
+        needle_rows=8,
+        copy_share=0.4,
+        recall_weight=1.0,
+        needle_weight=0.5,
+        guide_weight=0.3,
+    ),
+    Phase(
+        until=0.5,
+        width=512,
+        question_tokens=2500,
+        text_tokens=4096,
+        recall_rows=32,
+        needle_rows=6,
+        copy_share=0.2,
+        recall_weight=1.0,
+        needle_weight=1.0,
+        guide_weight=0.1,
+    ),
+    Phase(
+        until=1.0,
+        width=2048,
+        question_tokens=3000,
+        text_tokens=6144,
+        recall_rows=16,
+        needle_rows=2,
+        needle_weight=1.0,
+        recall_weight=1.0,
+    ),
+)
+"""Questions are learned soon. Looking up starts late, and starts on short rows, where there is little to look at."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """Everything that shapes the run but its length."""
+    """Everything that shapes the run but its length and phases."""
 
     seed: int = 1
     muon_lr: float = 0.02
     adam_lr: float = 4e-3
     warmup: float = 0.02
     decay_from: float = 0.45
-    wide_from: float = 0.60
-    question_tokens: int = 4000
-    text_tokens: int = 6144
-    recall_rows: int = 16
-    recall_width: int = 192
-    needle_tokens: int = 4096
-    narrow: int = 512
-    wide: int = 2048
-    other_share: float = 0.3
-    recall_weight: float = 0.5
-    needle_weight: float = 0.5
-    question_weight: float = 1.0
-    text_weight: float = 1.0
 
 
 def lr_scale(recipe: Recipe, progress: float) -> float:
@@ -60,25 +115,33 @@ def share_of(batch: Batch, of: list[Batch]) -> float:
     return float(batch.weights.sum() / sum(b.weights.sum() for b in of))
 
 
-def batches_of(recipe: Recipe, source: Batches, step: int, progress: float) -> list[tuple[float, Batch]]:
+def phase_at(progress: float) -> Phase:
+    """The phase a run is in."""
+    return next((phase for phase in PHASES if progress < phase.until), PHASES[-1])
+
+
+def batches_of(phase: Phase, source: Batches, step: int) -> list[tuple[float, Batch]]:
     """What one step reads, each batch with its weight."""
-    width = recipe.wide if progress >= recipe.wide_from else recipe.narrow
-    text_width = width if step % 2 else recipe.narrow
-    asked = source.questions(step, recipe.question_tokens, recipe.other_share)
+    text_width = phase.width if step % 2 else NARROW
+    asked = source.questions(step, phase.question_tokens, phase.other_share)
     return [
-        *((recipe.question_weight * share_of(b, asked), b) for b in asked),
-        (recipe.text_weight, source.text(step, recipe.text_tokens // text_width, text_width)),
-        (recipe.recall_weight, source.recall(step, recipe.recall_rows, recipe.recall_width)),
-        (recipe.needle_weight, source.needle(step, recipe.needle_tokens // width, width)),
+        *((share_of(part, asked), part) for part in asked),
+        (1.0, source.text(step, phase.text_tokens // text_width, text_width)),
+        (phase.recall_weight, source.recall(step, phase.recall_rows, phase.recall_width, phase.copy_share)),
+        (phase.needle_weight, source.needle(step, phase.needle_rows, phase.width)),
     ]
 
 
-def loss_of(model: Llama, batch: Batch) -> tuple[Tensor, float]:
-    """Weighted mean cross-entropy, and the share of full-weight tokens that greedy decoding gets right."""
+def loss_of(model: Llama, batch: Batch, guide_weight: float = 0.0) -> tuple[Tensor, float, float]:
+    """Weighted mean cross-entropy, the share of full-weight tokens predicted, and the guide's own loss.
+
+    The guide's loss, times `guide_weight`, is part of the first.
+    """
+    watched: Watched | None = [] if guide_weight else None
     tokens = torch.from_numpy(batch.tokens)
     weights = torch.from_numpy(batch.weights)[:, 1:].reshape(-1)
     kept = weights.nonzero().squeeze(1)
-    hidden = model.hidden(tokens)[:, :-1].reshape(-1, model.shape.hidden)[kept]
+    hidden = model.hidden(tokens, watched)[:, :-1].reshape(-1, model.shape.hidden)[kept]
     logits = model.logits(hidden).float()
     targets = tokens[:, 1:].reshape(-1)[kept]
     losses = F.cross_entropy(logits, targets, reduction="none")
@@ -86,7 +149,12 @@ def loss_of(model: Llama, batch: Batch) -> tuple[Tensor, float]:
     with torch.no_grad():
         full = marks >= 0.5
         right = (logits.argmax(-1) == targets)[full].float().mean().item()
-    return (losses * marks).sum() / marks.sum(), right
+    loss = (losses * marks).sum() / marks.sum()
+    if watched is None:
+        return loss, right, 0.0
+    found = torch.from_numpy(guide.places(batch.tokens, batch.weights))
+    guided = guide.guide_loss(watched, found, tokens != PAD_ID)
+    return loss + guide_weight * guided, right, guided.item()
 
 
 class Run:
@@ -140,11 +208,15 @@ class Run:
         """One update of the weights; figures for the log."""
         progress = self.progress()
         scale = lr_scale(self.recipe, progress)
+        phase = phase_at(progress)
         figures: dict[str, float] = {}
-        for weight, batch in batches_of(self.recipe, self.batches, self.step, progress):
-            loss, right = loss_of(self.model, batch)
+        for weight, batch in batches_of(phase, self.batches, self.step):
+            guide_weight = phase.guide_weight if batch.kind == "recall" else 0.0
+            loss, right, guided = loss_of(self.model, batch, guide_weight)
+            if guide_weight:
+                figures["guide"] = guided
             torch.autograd.backward(loss * weight)
-            share = weight / self.recipe.question_weight if batch.kind == "questions" else 1.0
+            share = weight if batch.kind == "questions" else 1.0
             figures[batch.kind] = figures.get(batch.kind, 0.0) + share * loss.item()
             figures[batch.kind + "_right"] = figures.get(batch.kind + "_right", 0.0) + share * right
             self.tokens += batch.tokens.size
@@ -203,7 +275,9 @@ def main() -> None:
     recipe = Recipe(**options.recipe)
     run = Run(options.out, recipe, Shape(), options.hours, options.steps)
     run.log("start", {"parameters": sum(w.numel() for w in run.model.parameters())})
-    print(json.dumps(asdict(recipe) | asdict(run.shape)), flush=True)
+    print(
+        json.dumps(asdict(recipe) | asdict(run.shape) | {"phases": [asdict(p) for p in PHASES]}), flush=True
+    )
     run.train(options.log_steps, options.save_s)
 
 
