@@ -10,6 +10,8 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from octavo.errors import ConfigError
+
 NUM_REQUESTS = 32
 WARMUP_REQUESTS = 4
 WARMUP_TOKENS = 4
@@ -59,14 +61,14 @@ class Shape:
     def fit(self, window: int) -> Shape:
         """The same workload for a model of `window` tokens: prompts give way, outputs stay.
 
-        Raises ValueError when the outputs, or the shared prefix, leave no room for a prompt.
+        Raises ConfigError when the outputs, or the shared prefix, leave no room for a prompt.
         """
         if self.longest <= window:
             return self
         sizes = tuple((min(prompt, window - output), output) for prompt, output in self.sizes)
         shortest = min(prompt for prompt, _ in sizes)
         if shortest < 1 or (self.shared_tokens and shortest <= self.shared_tokens):
-            raise ValueError(f"{self.id} does not fit a window of {window} tokens; it needs {self.longest}")
+            raise ConfigError(f"{self.id} does not fit a window of {window} tokens; it needs {self.longest}")
         cut = sum(before != after for (before, _), (after, _) in zip(self.sizes, sizes, strict=True))
         note = f"{cut} of {len(sizes)} prompts shortened to fit prompt and output into the window of {window} tokens"
         if len(set(sizes)) == 1:
@@ -104,9 +106,9 @@ SHAPES: dict[str, Callable[[], Shape]] = {
 
 
 def shape(name: str, window: int | None = None) -> Shape:
-    """A workload by its id, cut to a model's window where one is given. Raises ValueError for unknown ids."""
+    """A workload by its id, cut to a model's window where one is given. Raises ConfigError for unknown ids."""
     if name not in SHAPES:
-        raise ValueError(f"no workload {name!r}; there are: {', '.join(SHAPES)}")
+        raise ConfigError(f"no workload {name!r}; there are: {', '.join(SHAPES)}")
     made = SHAPES[name]()
     return made if window is None else made.fit(window)
 

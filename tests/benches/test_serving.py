@@ -153,9 +153,11 @@ def test_unknown_workloads_and_models_end_with_a_line_that_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(serving, "measure_machine", lambda _: LIMITS)
-    with pytest.raises(SystemExit) as left:
-        serving.main(["--workloads", "W1,W7"])
-    assert left.value.code == 2
-    assert "no workload W7; there are W1, W2, W3, W4, W5" in capsys.readouterr().err
+    assert serving.main(["--workloads", "W1,W7", "--threads", "1"]) == 2
+    assert "no workload 'W7'; there are: W1, W2, W3, W4, W5" in capsys.readouterr().err
     assert serving.main(["--model", str(tmp_path / "none"), "--threads", "1"]) == 2
     assert "no model" in capsys.readouterr().err
+    narrow = tmp_path / "narrow.json"
+    narrow.write_text(json.dumps({**TINY, "max_position_embeddings": 64}))
+    assert serving.main(["--model", str(narrow), "--threads", "1"]) == 2
+    assert "W1 does not fit a window of 64 tokens; it needs 256" in capsys.readouterr().err

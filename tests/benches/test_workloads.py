@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from benches.workloads import SHAPES, shape, shapes
+from octavo.errors import ConfigError
 
 
 def test_the_definitions() -> None:
@@ -18,7 +19,7 @@ def test_the_definitions() -> None:
     assert shared.sizes == ((1056, 32),) * 32
     assert shared.shared_tokens == 1024
     assert shape("W5").sizes == ((2048, 64),) * 8
-    with pytest.raises(ValueError, match="no workload 'W9'"):
+    with pytest.raises(ConfigError, match="no workload 'W9'"):
         shape("W9")
 
 
@@ -68,7 +69,7 @@ def test_prompts_give_way_to_outputs_in_a_small_window() -> None:
 
 @pytest.mark.parametrize(("name", "window"), [("W1", 128), ("W4", 1056), ("W5", 10)])
 def test_a_window_without_room_is_refused(name: str, window: int) -> None:
-    with pytest.raises(ValueError, match=f"{name} does not fit a window of {window}"):
+    with pytest.raises(ConfigError, match=f"{name} does not fit a window of {window}"):
         shape(name, window)
 
 
