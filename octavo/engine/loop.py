@@ -66,6 +66,7 @@ class Engine:
         self._appended: list[tuple[int, int]] = []
         self._ended: list[int] = []
         self._flight: tuple[Step, Future[StepResult]] | None = None
+        self._failure: Bug | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="octavo-step")
 
     @property
@@ -101,6 +102,7 @@ class Engine:
         arrival_s: float | None = None,
     ) -> None:
         """Accept a request. Raises RequestError, and leaves nothing behind, when it can never be served."""
+        self._raise_failure()
         if request_id in self._tracked:
             raise RequestError(
                 f"request id {request_id!r} is already running; choose another", param="request_id"
@@ -172,12 +174,16 @@ class Engine:
         return self._told(self.scheduler.cancel(request_id, self._clock()))
 
     def step(self) -> list[Update]:
-        """One turn: plan the next step while the last one runs, start it, commit the last one."""
+        """One turn: plan the next step while the last one runs, start it, commit the last one.
+
+        Raises Bug when a step could not be carried out, and from then on.
+        """
+        self._raise_failure()
         ahead = self._planned()
         updates: list[Update] = []
         if self._flight is not None:
             step, future = self._flight
-            result = future.result()
+            result = self._carried_out(step, future)
             self._flight = None
             self._launch(ahead)
             events = self.scheduler.commit(step, result, self._clock())
@@ -189,9 +195,21 @@ class Engine:
             self._launch(ahead)
         return updates
 
+    def _carried_out(self, step: Step, future: Future[StepResult]) -> StepResult:
+        """The step's result. Whatever broke it ends the engine: what one sequence does comes back as its output."""
+        try:
+            return future.result()
+        except Exception as error:
+            self._failure = Bug(f"step {step.number} could not be carried out: {error}")
+            raise self._failure from error
+
     def close(self) -> None:
         """Wait for the step in flight and stop the thread. Requests still tracked are lost."""
         self._thread.shutdown(wait=True)
+
+    def _raise_failure(self) -> None:
+        if self._failure is not None:
+            raise self._failure
 
     def _planned(self) -> tuple[Step, list[Start]] | None:
         now_s = self._clock()

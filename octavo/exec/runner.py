@@ -142,6 +142,7 @@ class Runner:
         good = [choice for choice in choices if isinstance(choice, Choice)]
         if len(good) < len(choices):
             bad = next(choice for choice in choices if isinstance(choice, BadLogits))
+            held.tokens.append(0)  # a step planned ahead may ask for it before the core hears of this
             return Output(piece.seq_id, piece.epoch, error=str(bad))
         held.tokens.append(good[0].token)
         tokens = tuple(choice.token for choice in good)

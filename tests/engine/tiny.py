@@ -118,13 +118,16 @@ def write_checkpoint(folder: Path, *, seed: int = 0, with_tokenizer: bool = True
     return folder
 
 
+SMALL: dict[str, Any] = {
+    "block_size": 8,
+    "num_kv_blocks": 129,
+    "max_num_seqs": 8,
+    "max_num_batched_tokens": 64,
+    "num_threads": 1,
+}
+"""Settings of a small engine on one thread, so that chunks, evictions and queues happen."""
+
+
 def engine(folder: Path | str, **settings: Any) -> LLM:
-    """An engine on one thread with small sizes, so that chunks, evictions and queues happen."""
-    small: dict[str, Any] = {
-        "block_size": 8,
-        "num_kv_blocks": 129,
-        "max_num_seqs": 8,
-        "max_num_batched_tokens": 64,
-        "num_threads": 1,
-    }
-    return LLM(folder, **(small | settings))
+    """A small engine; `settings` go over those of SMALL."""
+    return LLM(folder, **(SMALL | settings))
