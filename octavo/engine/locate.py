@@ -35,7 +35,7 @@ def locate(model: str) -> Location:
     Raises LoadError that lists what was tried.
     """
     if model == "auto":
-        model = bundled.DEFAULT
+        return _folder(bundled.DEFAULT, bundled.path())
     path = Path(model).expanduser()
     if path.is_file():
         if path.suffix != ".json":

@@ -1,0 +1,146 @@
+""" "auto" becomes numbers, each with a reason, and what cannot be is refused with the figures."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from octavo.arch import Arch
+from octavo.config import EngineConfig
+from octavo.engine.machine import Machine
+from octavo.engine.resolve import Resolved, resolve
+from octavo.errors import ConfigError
+from octavo.units import GIB, MIB, format_bytes
+from tests.engine.tiny import CONFIG
+
+MACHINE = Machine(num_cores=6, total_bytes=16 * GIB, available_bytes=8 * GIB)
+LARGE = CONFIG | {
+    "vocab_size": 32000, "hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 16, "head_dim": 64,
+    "num_attention_heads": 16, "num_key_value_heads": 8, "max_position_embeddings": 4096, "torch_dtype": "bfloat16",
+}  # fmt: skip
+
+
+def settle(
+    config: dict[str, Any] = LARGE, *, device: str = "cpu", free: int = 8 * GIB, **settings: Any
+) -> Resolved:
+    return resolve(EngineConfig.of(**settings), Arch.from_config(config), MACHINE, device=on, free_bytes=free)
+
+
+def by_field(resolved: Resolved) -> dict[str, tuple[str, str]]:
+    assert len({one.field for one in resolved.decisions}) == len(resolved.decisions)
+    return {one.field: (one.value, one.because) for one in resolved.decisions}
+
+
+def test_everything_left_open_is_decided_with_a_reason() -> None:
+    resolved = settle()
+    made = by_field(resolved)
+    assert made["device"] == ("cpu", "no CUDA device is present")
+    assert made["dtype"] == ("bfloat16", "the checkpoint's own")
+    assert made["kv_cache_dtype"] == ("bfloat16", "as the model computes")
+    assert made["num_threads"][0] == "6"
+    assert made["max_model_len"][0] == "4096"
+    assert made["max_num_batched_tokens"][0] == "512"
+    assert made["block_size"][0] == "16"
+    assert made["memory_limit"][0] == format_bytes(int(0.9 * 8 * GIB))
+    assert int(made["num_kv_blocks"][0]) == resolved.limits.num_blocks == resolved.memory.num_kv_blocks
+    assert all(because for _, because in made.values())
+    assert (resolved.device, resolved.dtype, resolved.num_threads) == ("cpu", "bfloat16", 6)
+
+
+def test_what_was_set_is_taken_and_not_called_a_decision() -> None:
+    resolved = settle(
+        device="cpu", dtype="float32", num_threads=3, max_model_len=1000, max_num_seqs=5, max_num_batched_tokens=77,
+        max_chunk_tokens=33, block_size=4, memory_limit=2 * GIB, num_kv_blocks=900, enable_prefix_caching=False,
+    )  # fmt: skip
+    limits = resolved.limits
+    assert (resolved.dtype, resolved.num_threads, resolved.max_model_len) == ("float32", 3, 1000)
+    assert (limits.max_num_seqs, limits.max_num_batched_tokens, limits.max_chunk_tokens) == (5, 77, 33)
+    assert (limits.block_tokens, limits.num_blocks, limits.max_model_len) == (4, 900, 1000)
+    assert limits.enable_prefix_caching is False
+    assert resolved.memory.limit_bytes == 2 * GIB
+    assert by_field(resolved) == {
+        "device": ("cpu", "as configured"),
+        "kv_cache_dtype": ("float32", "as the model computes"),
+    }
+
+
+def test_a_gpu_gets_larger_steps() -> None:
+    made = by_field(settle(on="cuda"))
+    assert made["device"] == ("cuda", "a CUDA device is present")
+    assert made["max_num_batched_tokens"][0] == "4096"
+
+
+def test_a_checkpoint_without_a_dtype_is_served_in_float32() -> None:
+    config = {name: value for name, value in LARGE.items() if name != "torch_dtype"}
+    assert by_field(settle(config))["dtype"] == ("float32", "the checkpoint names none")
+
+
+def test_many_seats_raise_the_step_and_a_step_set_too_small_is_refused() -> None:
+    assert settle(max_num_seqs=700).limits.max_num_batched_tokens == 700
+    with pytest.raises(ConfigError, match=r"max_num_batched_tokens=64 is below max_num_seqs=65"):
+        settle(max_num_seqs=65, max_num_batched_tokens=64)
+
+
+def test_the_pool_takes_what_the_limit_leaves_to_the_last_block() -> None:
+    resolved = settle(memory_limit=1 * GIB)
+    memory = resolved.memory
+    assert 0 <= memory.left_bytes < memory.kv_block_bytes
+    assert memory.weight_bytes + memory.workspace_bytes + memory.kv_bytes + memory.left_bytes == 1 * GIB
+    assert "beside weights and workspace" in by_field(resolved)["num_kv_blocks"][1]
+
+
+def test_the_pool_is_no_larger_than_all_seats_can_fill() -> None:
+    resolved = settle(max_num_seqs=2, max_model_len=100, block_size=16)
+    assert resolved.limits.num_blocks == 2 * 7 + 1
+    assert "needs no more" in by_field(resolved)["num_kv_blocks"][1]
+
+
+def test_a_pool_that_does_not_fit_is_refused_with_the_figures() -> None:
+    fits = settle(memory_limit=1 * GIB).memory
+    with pytest.raises(ConfigError) as caught:
+        settle(memory_limit=1 * GIB, num_kv_blocks=fits.num_kv_blocks + 1)
+    text = str(caught.value)
+    assert f"{fits.num_kv_blocks + 1} KV blocks" in text
+    assert f"leave room for {fits.num_kv_blocks}" in text
+    for figure in (fits.weight_bytes, fits.workspace_bytes, fits.kv_block_bytes, 1 * GIB):
+        assert format_bytes(figure) in text
+    assert settle(memory_limit=1 * GIB, num_kv_blocks=fits.num_kv_blocks).memory == replace(fits)
+
+
+def test_too_little_memory_names_what_would_be_enough() -> None:
+    with pytest.raises(ConfigError) as caught:
+        settle(memory_limit=300 * MIB)
+    text = str(caught.value)
+    assert "raise memory_limit from 300 MiB to at least" in text
+    memory = settle(memory_limit=4 * GIB, num_kv_blocks=4096 // 16 + 1).memory
+    enough = memory.weight_bytes + memory.workspace_bytes + memory.kv_bytes
+    assert format_bytes(enough) in text
+    assert settle(memory_limit=enough).limits.num_blocks == 4096 // 16 + 1
+    with pytest.raises(ConfigError, match="lower max_model_len"):
+        settle(memory_limit=enough - 1)
+
+
+def test_a_sliding_window_needs_its_window_only() -> None:
+    sliding = LARGE | {"architectures": ["MistralForCausalLM"], "model_type": "mistral", "sliding_window": 64}
+    limits = settle(sliding, num_kv_blocks=8).limits
+    assert limits.window_tokens == 64
+    assert limits.num_blocks == 8
+    with pytest.raises(ConfigError, match="needs 7 KV blocks"):
+        settle(sliding, num_kv_blocks=6)
+    with pytest.raises(ConfigError, match="needs 257 KV blocks"):
+        settle(LARGE, num_kv_blocks=8)
+
+
+def test_a_window_longer_than_the_model_is_refused() -> None:
+    with pytest.raises(ConfigError, match="max_model_len=4097 exceeds the 4096 positions"):
+        settle(max_model_len=4097)
+
+
+def test_keys_and_values_in_another_dtype_are_refused() -> None:
+    with pytest.raises(
+        ConfigError, match="kv_cache_dtype='float16' differs from the model's dtype 'bfloat16'"
+    ):
+        settle(kv_cache_dtype="float16")
+    assert settle(kv_cache_dtype="bf16").dtype == "bfloat16"
