@@ -65,7 +65,7 @@ VARIANTS: dict[str, Variant] = {
     "qwen2-mqa": Variant("qwen2", "mqa", tied=False),
     "qwen3-mha": Variant("qwen3", "mha", tied=True, more={"head_dim": 16}),
     "qwen3-gqa": Variant("qwen3", "gqa", tied=False, more={"head_dim": 16}),
-    "qwen3-mqa": Variant("qwen3", "mqa", tied=True, more={"head_dim": 14}),
+    "qwen3-mqa": Variant("qwen3", "mqa", tied=True, more={"head_dim": 10}),
     "llama-biases": Variant("llama", more={"attention_bias": True, "mlp_bias": True}),
     "llama-wide-heads": Variant("llama", more={"head_dim": 20}),
     "qwen3-biases": Variant("qwen3", more={"head_dim": 16, "attention_bias": True}),
