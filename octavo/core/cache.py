@@ -93,8 +93,8 @@ class PrefixCache:
         self._block_tokens = block_tokens
         self._window_tokens = window_tokens
         self._fingerprint = fingerprint
-        self._pins: dict[tuple[bytes, tuple[int, ...]], list[int]] = {}
-        self._ghosts: OrderedDict[bytes, int] = OrderedDict()
+        self.pins: dict[tuple[bytes, tuple[int, ...]], list[int]] = {}
+        self.ghosts: OrderedDict[bytes, int] = OrderedDict()
         self._max_ghosts = 4 * num_blocks
 
     @property
@@ -183,8 +183,8 @@ class PrefixCache:
         key = keys[index]
         if key in self.computing:
             return BEING_COMPUTED
-        if key in self._ghosts:
-            return f"evicted at step {self._ghosts[key]}"
+        if key in self.ghosts:
+            return f"evicted at step {self.ghosts[key]}"
         return NEVER_SEEN
 
     def publish(self, sequence: Sequence) -> None:
@@ -223,7 +223,7 @@ class PrefixCache:
         self.pool.publish(block, anchor)
         node.payload = block
         self.node_of[block] = node
-        self._ghosts.pop(node.key, None)
+        self.ghosts.pop(node.key, None)
 
     def _take_over(self, node: Node[int], block: int) -> None:
         """Let `block` replace the node's own block if only cached continuations refer to that one."""
@@ -250,10 +250,10 @@ class PrefixCache:
         node = self.node_of.pop(block)
         self.tree.clear(node)
         self.counters.evictions += 1
-        self._ghosts[node.key] = self.step_number
-        self._ghosts.move_to_end(node.key)
-        if len(self._ghosts) > self._max_ghosts:
-            self._ghosts.popitem(last=False)
+        self.ghosts[node.key] = self.step_number
+        self.ghosts.move_to_end(node.key)
+        if len(self.ghosts) > self._max_ghosts:
+            self.ghosts.popitem(last=False)
 
     def announce(self, sequence: Sequence) -> None:
         """Others may wait for the known full blocks of `sequence` that are not cached yet."""
@@ -299,12 +299,12 @@ class PrefixCache:
             self.pool.share(block)
             kept.append(block)
         if kept:
-            self._pins[(namespace, tokens)] = kept
+            self.pins[(namespace, tokens)] = kept
         return len(kept)
 
     def unpin(self, tokens: tuple[int, ...], namespace: bytes) -> int:
         """End that pin. Returns how many blocks it kept; 0 when there was none."""
-        kept = self._pins.pop((namespace, tokens), [])
+        kept = self.pins.pop((namespace, tokens), [])
         for block in kept:
             self.pinned[block] -= 1
             if not self.pinned[block]:

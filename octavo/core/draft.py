@@ -13,15 +13,20 @@ from octavo.core.step import Copy, Slice
 class Draft:
     """What has been decided so far, and what is left to give away.
 
-    tokens_left      of the step's token budget
+    budget           most tokens in the step, `num_tokens` of them given away
+    promised_tokens  kept for decodes that are still to be drafted
     reserved_blocks  still needed by prefills that have begun, beyond what this step gives them; `reserves` by sequence
+    is_closed        a waiting sequence was refused and lets nobody pass
     is_short         a running sequence could not get the blocks it needs; nobody new may take any
     preempted        sequences that lost their memory while this step was being planned
     """
 
     cache: PrefixCache
-    tokens_left: int
+    budget: int
+    num_tokens: int = 0
+    promised_tokens: int = 0
     reserved_blocks: int = 0
+    is_closed: bool = False
     is_short: bool = False
     decodes: dict[int, Slice] = field(default_factory=dict)
     prefills: dict[int, Slice] = field(default_factory=dict)
@@ -33,6 +38,11 @@ class Draft:
     @property
     def is_empty(self) -> bool:
         return not self.decodes and not self.prefills
+
+    @property
+    def tokens_left(self) -> int:
+        """Tokens that a prefill may still have."""
+        return self.budget - self.num_tokens - self.promised_tokens
 
     def hit(self, sequence: Sequence) -> Hit:
         """What `sequence` would find in the cache now. Looked up once until something changes."""
@@ -46,7 +56,7 @@ class Draft:
     def add(self, piece: Slice, copies: tuple[Copy, ...], *, is_decode: bool) -> None:
         (self.decodes if is_decode else self.prefills)[piece.seq_id] = piece
         self.copies.extend((piece.seq_id, copy) for copy in copies)
-        self.tokens_left -= piece.num_tokens
+        self.num_tokens += piece.num_tokens
 
     def reserve(self, seq_id: int, num_blocks: int) -> None:
         """Keep that many blocks for the rest of a prefill when others ask to begin."""
@@ -59,7 +69,7 @@ class Draft:
         piece = self.decodes.pop(seq_id, None) or self.prefills.pop(seq_id, None)
         if piece is None:
             return []
-        self.tokens_left += piece.num_tokens
+        self.num_tokens -= piece.num_tokens
         dropped = [copy for owner, copy in self.copies if owner == seq_id]
         self.copies = [(owner, copy) for owner, copy in self.copies if owner != seq_id]
         return dropped

@@ -4,7 +4,8 @@ There is no prefill phase and no decode phase. Each plan gives one token budget 
 
     1  every running sequence with exactly one known token to compute gets it (decodes are never starved)
     2  running prefills share what is left, best placed first, at most `max_chunk_tokens` each
-    3  waiting sequences begin, best placed first, as the rules of `admit.py` let them
+    3  waiting sequences begin, best placed first, as the rules of `admit.py` let them; before running prefills of
+       worse priority
 
 Blocks go to the best placed first; the worst placed gives its own up (`victims.py`). A preempted sequence keeps its
 tokens, goes back to its place in the queue and recomputes.
@@ -30,6 +31,7 @@ from octavo.core.tables import Extension, Tables
 from octavo.core.victims import victim_for, yielding_to
 from octavo.errors import Bug
 
+JUST_PREEMPTED = "it gave its memory up in this very step"
 WAITS_FOR_FLIGHT = "blocks it needs are in use by a step in flight"
 
 
@@ -64,15 +66,16 @@ class Planner:
 
     def _continue_running(self, draft: Draft) -> None:
         ready = [(sequence, sequence.num_ready) for sequence in self._roster.resident]
-        decodes_left = sum(1 for _, count in ready if count == 1)
+        draft.promised_tokens = sum(1 for _, count in ready if count == 1)
         for sequence, count in ready:
-            if not count:
-                continue
-            decodes_left -= count == 1
-            if sequence.seq_id in draft.preempted:
+            if count == 1:
+                draft.promised_tokens -= 1
+            elif count:
+                self._admit_waiting(draft, better_than=sequence.request.priority)
+            if not count or sequence.seq_id in draft.preempted:
                 continue
             if count > 1:
-                count = min(count, self._max_chunk, draft.tokens_left - decodes_left)
+                count = min(count, self._max_chunk, draft.tokens_left)
                 if count < 1:
                     draft.reserve(sequence.seq_id, self._tables.outstanding(sequence))
                     continue
@@ -131,27 +134,28 @@ class Planner:
         )
         draft.add(piece, extension.copies, is_decode=start + 1 == known)
 
-    def _admit_waiting(self, draft: Draft) -> None:
+    def _admit_waiting(self, draft: Draft, better_than: int | None = None) -> None:
+        """Let waiting sequences begin until one has to wait; with `better_than`, only those of better priority."""
         place = 0
-        while place < len(self._roster.waiting):
+        while place < len(self._roster.waiting) and not draft.is_closed:
             sequence = self._roster.waiting[place]
-            if sequence.seq_id in draft.preempted:
+            if better_than is not None and sequence.request.priority >= better_than:
                 return
-            draft.forget_hit()
             refusal = self._refusal(sequence, draft)
             if refusal is not None and not refusal[1] and self._make_way_by_priority(sequence, draft):
-                draft.forget_hit()
                 refusal = self._refusal(sequence, draft)
             if refusal is None:
                 self._begin(sequence, draft)
                 continue
             sequence.wait(refusal[0])
-            if not refusal[1]:
-                return
+            draft.is_closed = not refusal[1]
             place += 1
 
     def _refusal(self, sequence: Sequence, draft: Draft) -> tuple[str, bool] | None:
         """Why it has to wait, and whether others may go before it."""
+        if sequence.seq_id in draft.preempted:
+            return JUST_PREEMPTED, False
+        draft.forget_hit()
         for rule in self._rules:
             reason = rule.allows(sequence, draft)
             if reason is not None:
@@ -204,17 +208,20 @@ class Planner:
     def _make_way_for_head(self, draft: Draft) -> None:
         """Nothing runs and nothing is in flight: held beams give their memory to the head of the queue."""
         draft.is_short = False
-        draft.preempted.clear()
-        self._admit_waiting(draft)
+        self._reopen(draft)
         while draft.is_empty and self._roster.resident:
             self._preempt(
                 self._roster.resident[-1], "it is held while another sequence needs its blocks", draft
             )
-            draft.preempted.clear()
-            self._admit_waiting(draft)
+            self._reopen(draft)
         if draft.is_empty:
             head = self._roster.waiting[0]
             raise Bug(f"sequence {head.seq_id} cannot begin in an empty pool: {head.wait_reason}")
+
+    def _reopen(self, draft: Draft) -> None:
+        draft.is_closed = False
+        draft.preempted.clear()
+        self._admit_waiting(draft)
 
     def _preempt(self, sequence: Sequence, because: str, draft: Draft) -> None:
         """Take a sequence's memory. What it has in flight is ignored when it comes back."""

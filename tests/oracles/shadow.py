@@ -10,7 +10,7 @@ Tokens are a pure function of the prefix and the choice, so `alone` knows the an
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 
 from octavo.core.sequence import Request
@@ -54,9 +54,36 @@ def alone(request: Request, choice: int, max_model_len: int, vocab: int) -> tupl
             return tokens[len(request.prompt) :], "length"
 
 
+def choose_beams(
+    request: Request, tokens: Mapping[Hashable, list[int]], held: Mapping[Hashable, tuple]
+) -> list[tuple[Hashable, int]]:
+    """(parent, token) of the best `beam_width` continuations; none when the last token has been chosen."""
+    width, longest = request.params.beam_width, len(request.prompt) + request.params.max_tokens
+    if any(len(tokens[name]) + 1 >= longest for name in held):
+        return []
+    found = [(-score, tokens[name], token, name) for name, pairs in held.items() for token, score in pairs]
+    return [(name, token) for _, _, token, name in sorted(found)[:width]]
+
+
+def alone_beams(request: Request, max_model_len: int, vocab: int) -> list[list[int]]:
+    """The beams, prompt included, when the search ends, run by itself."""
+    beams = [list(request.prompt)]
+    while True:
+        tokens = dict(enumerate(beams))
+        held = {
+            name: candidates(hash_of(line), request.params.beam_width, vocab) for name, line in tokens.items()
+        }
+        chosen = choose_beams(request, tokens, held)
+        if not chosen:
+            return beams
+        beams = [[*tokens[name], token] for name, token in chosen]
+        if len(beams[0]) == max_model_len:
+            return beams
+
+
 @dataclass
 class Worker:
-    """What the executor knows of one sequence."""
+    """What the executor knows of one sequence. After an error it answers with nothing else."""
 
     request: Request
     index: int
@@ -64,6 +91,7 @@ class Worker:
     hashes: list[int]
     epoch: int = -1
     table: list[int] = field(default_factory=list)
+    is_broken: bool = False
 
     def append(self, token: int) -> None:
         self.hashes.append(extend_hash(self.hashes[-1] if self.hashes else 0, token))
@@ -161,8 +189,10 @@ class Shadow:
             self._copy(copy)
         outputs = []
         for piece, table, worker in zip(flight.step.slices, flight.tables, flight.workers, strict=True):
-            self._compute(piece, table, worker)
-            if piece.seq_id in errors:
+            worker.is_broken |= piece.seq_id in errors
+            if not worker.is_broken:
+                self._compute(piece, table, worker)
+            if worker.is_broken:
                 outputs.append(Output(piece.seq_id, piece.epoch, error="not a number in the logits"))
             else:
                 outputs.append(self._draw(piece, worker))
