@@ -162,10 +162,11 @@ def test_a_small_workspace_changes_nothing(monkeypatch: pytest.MonkeyPatch, no_m
     del no_memory
     case = random_case([300, 20, 140, 260], [40, 1, 1, 1], 6, 2, 20, torch.float32, seed=3)
     want = attend(case)
-    reference._recent = ()
-    monkeypatch.setattr(cut, "WORKSPACE_BYTES", 1)
-    monkeypatch.setattr(reference, "WORKSPACE_BYTES", 1)
-    assert same_bits(attend(case), want)
+    for num_bytes in (1, 10_000, 100_000):
+        reference._recent = ()
+        monkeypatch.setattr(cut, "WORKSPACE_BYTES", num_bytes)
+        monkeypatch.setattr(reference, "WORKSPACE_BYTES", num_bytes)
+        assert same_bits(attend(case), want)
 
 
 @pytest.mark.parametrize("side", [0, 1], ids=["keys", "values"])
@@ -293,6 +294,10 @@ def test_what_does_not_fit_is_refused_with_its_shape() -> None:
         call(case.q, blocks, tables, torch.tensor([16, 40], dtype=torch.int32), counts, 1.0)
     with pytest.raises(ValueError, match=r"got \[2, 5\], \[1\] and \[2\]"):
         call(case.q, blocks, tables, starts[:1], counts, 1.0)
+    with pytest.raises(ValueError, match="int64 tables, got"):
+        call(case.q, blocks, tables.float(), starts, counts, 1.0)
+    with pytest.raises(ValueError, match="tables on meta"):
+        call(case.q, blocks, tables.to("meta"), starts, counts, 1.0)
     with pytest.raises(ValueError, match="window must be at least 1, got 0"):
         call(case.q, blocks, tables, starts, counts, 1.0, 0)
 

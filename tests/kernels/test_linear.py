@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from octavo.kernels.choose import Need, choose
-from octavo.kernels.linear import IMPLS, linear, pack
+from octavo.kernels.linear import IMPLS, linear, pack, reference
 from octavo.kernels.tiles import Ladder
 from tests.kernels.numbers import DTYPES, F32, UNIT, assert_within, same_bits, seeded
 
@@ -151,6 +151,20 @@ def test_one_copy_of_the_weight() -> None:
     assert packed.nbytes == (64 * 32 + 64) * 4
     assert (packed.out_features, packed.in_features) == (64, 32)
     assert "gave equal bits" in packed.note or "one row at a time" in packed.note
+
+
+def test_large_weights_are_tried_themselves_and_stand_for_their_shape_if_varied(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(reference, "_MAX_TWIN_ELEMENTS", 1000)
+    monkeypatch.setattr(reference, "_ladders", {})
+    zeros = pack(torch.zeros(70, 129))
+    assert reference._ladders == {}  # any order of zeros gives zero: it proves nothing for another weight
+    varied = pack(seeded(70, 129, seed=1))
+    assert list(reference._ladders.values()) == [varied.ladder()]
+    x = seeded(30, 129, seed=2)
+    assert linear(x, zeros).eq(0).all()
+    assert same_bits(linear(x[3:4], varied), linear(x, varied)[3:4])
 
 
 def test_a_weight_with_no_rows() -> None:

@@ -21,7 +21,7 @@ def paged_attention(
 
     q       [T, H, D]        queries, already rotated: first all rows of sequence 0, then those of sequence 1 ...
     blocks  [B, 2, P, K, D]  keys at 0, values at 1, those of this chunk included; contiguous, only read
-    tables  [S, N] int32     block ids of each sequence in order
+    tables  [S, N] int32     block ids of each sequence in order; q, blocks and tables share a device
     starts  [S] int32        position of each sequence's first row
     counts  [S] int32        its number of rows, 0 or more; they add up to T
     scale                    multiplies the scores, usually D ** -0.5

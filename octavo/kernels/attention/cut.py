@@ -22,7 +22,8 @@ from octavo.kernels.tiles import Ladder
 
 KV_TILE = 128
 WORKSPACE_BYTES = 8 << 20
-"""Bound of what one batch gathers and computes, unless a single item needs more. Larger ones fall out of the cache."""
+"""Bound of the scores of a batch, and of the keys or values gathered at once, unless one product alone needs more.
+Larger ones fall out of a processor's cache."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,7 @@ class Batch:
     ranges         (first pair, number of pairs) for j = 0, 1 ...
     item_of_pair   [pairs]
     rows           [items * R] rows of q; a short item repeats its last
-    slots          [pairs * C] where to read; positions that may not be read name the nearest one that may
+    slots          [pairs, C] where to read; positions that may not be read name the nearest one that may
     kv_positions   [pairs, 1, C] int32
     row_positions  [pairs, M, 1] int32
     places         places in `rows` of what is not a repetition
@@ -81,7 +82,7 @@ class Cut:
 
     starts, counts  first position and number of rows of each sequence
     group           query heads that share a product
-    pair_bytes      workspace of a pair: (fixed, per row of the tile)
+    num_groups      products of a pair
     """
 
     starts: tuple[int, ...]
@@ -89,7 +90,7 @@ class Cut:
     window: int | None
     block_tokens: int
     group: int
-    pair_bytes: tuple[int, int]
+    num_groups: int
     ladder: Ladder
 
     def batches(self, tables: Tensor) -> list[Batch]:
@@ -99,10 +100,13 @@ class Cut:
         """The first position of a sequence that may be read."""
         return 0 if self.window is None else max(0, self.starts[seq] - self.window + 1)
 
+    def end(self, seq: int) -> int:
+        return self.starts[seq] + self.counts[seq]
+
     def _items(self) -> Iterator[Item]:
-        most = self.ladder.tiles[-1] // self.group
         row = 0
         for seq, (start, count) in enumerate(zip(self.starts, self.counts, strict=True)):
+            most = self._most_rows(self.end(seq) - self.low(seq))
             for done in range(0, count, most):
                 num_rows, position = min(most, count - done), start + done
                 first = 0 if self.window is None else max(0, position - self.window + 1) // KV_TILE
@@ -110,13 +114,20 @@ class Cut:
                 yield Item(seq, row + done, num_rows, position, first, last - first + 1)
             row += count
 
+    def _most_rows(self, num_positions: int) -> int:
+        """Rows of an item whose scores over so many positions keep within the workspace; at least 1."""
+        tiles = self.ladder.tiles
+        smallest = self.ladder.fit(self.group)
+        affordable = WORKSPACE_BYTES // (4 * self.num_groups * (num_positions + KV_TILE))
+        return max([smallest, *(tile for tile in tiles if smallest < tile <= affordable)]) // self.group
+
     def _together(self) -> Iterator[tuple[int, list[Item]]]:
-        """Items of one row tile, most KV tiles first, within the workspace."""
+        """Items of one row tile, most KV tiles first, their scores within the workspace."""
         by_tile: dict[int, list[Item]] = {}
         for item in self._items():
             by_tile.setdefault(self.ladder.fit(item.num_rows * self.group), []).append(item)
         for tile, items in by_tile.items():
-            most = WORKSPACE_BYTES // (self.pair_bytes[0] + self.pair_bytes[1] * tile)
+            most = WORKSPACE_BYTES // (4 * KV_TILE * self.num_groups * tile)
             batch: list[Item] = []
             num_pairs = 0
             for item in sorted(items, key=lambda item: -item.num_tiles):
@@ -156,12 +167,9 @@ class Cut:
             ranges=tuple(ranges),
             item_of_pair=item_of_pair,
             rows=all_rows,
-            slots=slots.flatten(),
+            slots=slots,
             kv_positions=kv_positions.to(torch.int32).unsqueeze(1),
             row_positions=(positions + of_tile)[item_of_pair].to(torch.int32).unsqueeze(2),
             places=places,
             targets=all_rows[places],
         )
-
-    def end(self, seq: int) -> int:
-        return self.starts[seq] + self.counts[seq]

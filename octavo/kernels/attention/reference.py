@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -68,8 +69,7 @@ def paged_attention(
     (num_heads, head_dim), (block_tokens, num_kv_heads) = q.shape[1:], blocks.shape[2:4]
     ladder = row_ladder(num_kv_heads, head_dim, q.device)
     group = _group(num_heads // num_kv_heads, ladder.tiles[-1])
-    pair_bytes = 8 * KV_TILE * num_kv_heads * _aligned_width(head_dim), 4 * KV_TILE * (num_heads // group)
-    cut = Cut(first_positions, num_rows, window, block_tokens, group, pair_bytes, ladder)
+    cut = Cut(first_positions, num_rows, window, block_tokens, group, num_heads // group, ladder)
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
     for batch in _batches(cut, tables):
         rows = _attend(batch, q, blocks, scale, window, group)
@@ -101,12 +101,15 @@ def _aligned_width(head_dim: int) -> int:
 
 def _in_any_batch(rows: Tensor, kv: Tensor, *, turned: bool) -> Tensor:
     """The product of one pair, or NaN where the size of the batch, or the place in it, changes a bit."""
-    alone = _per_head(rows[None, None], kv, [kv.shape[2] - 1], turned=turned)[0, 0]
-    for size in (2, 7, 33):
+    alone: Tensor | None = None
+    for size in (1, 2, 7, 33):
+        out = rows.new_empty(1, size, len(rows), kv.shape[1 if turned else 3])
         many = kv.expand(size, -1, -1, -1).contiguous()
-        together = _per_head(rows.repeat(1, size, 1, 1), many, [kv.shape[2] - 1], turned=turned)
-        if not torch.equal(together[0], alone.expand(size, -1, -1)):
+        _per_head(rows.repeat(1, size, 1, 1), many, [kv.shape[2] - 1], turned=turned, out=out)
+        alone = out[0, 0] if alone is None else alone
+        if not torch.equal(out[0], alone.expand(size, -1, -1)):
             return torch.full_like(alone, torch.nan)
+    assert alone is not None
     return alone
 
 
@@ -128,6 +131,13 @@ def _check(
         raise ValueError(
             f"paged_attention: want tables [S, N], starts [S] and counts [S], "
             f"got {list(tables.shape)}, {list(starts.shape)} and {list(counts.shape)}"
+        )
+    for name, index in (("tables", tables), ("starts", starts), ("counts", counts)):
+        if index.dtype not in (torch.int32, torch.int64):
+            raise ValueError(f"paged_attention: want int32 or int64 {name}, got {index.dtype}")
+    if not q.device == blocks.device == tables.device:
+        raise ValueError(
+            f"paged_attention: q is on {q.device}, blocks are on {blocks.device}, tables on {tables.device}"
         )
     if window is not None and window < 1:
         raise ValueError(f"paged_attention: window must be at least 1, got {window}")
@@ -171,62 +181,65 @@ def _attend(batch: Batch, q: Tensor, blocks: Tensor, scale: float, window: int |
     (num_heads, head_dim), num_kv_heads = q.shape[1:], blocks.shape[3]
     num_groups, room = num_heads // group, batch.tile // group
     heads = [g * num_kv_heads // num_groups for g in range(num_groups)]
-    keys, values = _gather(batch, blocks)
     rows = q.index_select(0, batch.rows).to(torch.float32).mul_(scale)
     rows = rows.view(batch.num_items, room, num_groups, group, head_dim).permute(2, 0, 1, 3, 4)
-    tiles = rows.new_zeros(num_groups, batch.num_items, batch.tile, keys.shape[3])
+    tiles = rows.new_zeros(num_groups, batch.num_items, batch.tile, _aligned_width(head_dim))
     tiles[:, :, : room * group, :head_dim] = rows.reshape(num_groups, batch.num_items, room * group, head_dim)
     queries = tiles.index_select(1, batch.item_of_pair)
-    room_for_scores = _scratch.take("scores", (*queries.shape[:3], KV_TILE), torch.float32, q.device)
-    scores = _per_head(queries, keys, heads, turned=True, out=room_for_scores)
+    scores = _scratch.take("scores", (*queries.shape[:3], KV_TILE), torch.float32, q.device)
+    for some, keys in _gather(batch, blocks, side=0):
+        _per_head(queries[:, some], keys, heads, turned=True, out=scores[:, some])
     hidden = batch.hidden(window)
     scores.masked_fill_(hidden, -torch.inf)
     weights = scores.sub_(_peaks(scores, batch)).exp_()
-    total = _over_tiles(weights.sum(-1, keepdim=True), batch)
-    mixed = _over_tiles(_per_head(weights, values, heads, turned=False), batch)
+    parts = torch.empty_like(queries)
+    for some, values in _gather(batch, blocks, side=1):
+        _per_head(weights[:, some], values, heads, turned=False, out=parts[:, some])
+    mixed = _over_tiles(parts, batch)
     if not math.isfinite(float(mixed.sum())):
-        mixed = _mix_apart(weights, values, heads, hidden, batch)
-    mixed.div_(total)
+        mixed = _mix_apart(weights, blocks, heads, hidden, batch)
+    mixed.div_(_over_tiles(weights.sum(-1, keepdim=True), batch))
     mixed = mixed[:, :, : room * group, :head_dim].unflatten(2, (room, group))
     return mixed.permute(1, 2, 0, 3, 4).reshape(-1, num_heads, head_dim).index_select(0, batch.places)
 
 
-def _gather(batch: Batch, blocks: Tensor) -> tuple[Tensor, Tensor]:
-    """Keys and values of every pair, each [pairs, C, K, aligned D] float32."""
+def _gather(batch: Batch, blocks: Tensor, side: int) -> Iterator[tuple[slice, Tensor]]:
+    """Keys (side 0) or values (side 1), some pairs after others: (which, [pairs, C, K, aligned D] float32).
+
+    The tensor is scratch memory, good until the next is asked for.
+    """
     block_tokens, num_kv_heads, head_dim = blocks.shape[2:]
     flat = blocks.view(-1, num_kv_heads * head_dim)
-    key_rows = batch.slots + batch.slots.div(block_tokens, rounding_mode="floor").mul_(block_tokens)
-    shape = (len(batch.item_of_pair), KV_TILE, num_kv_heads, head_dim)
-    return _rows("keys", flat, key_rows, shape), _rows("values", flat, key_rows.add_(block_tokens), shape)
+    places = batch.slots + (batch.slots.div(block_tokens, rounding_mode="floor") + side) * block_tokens
+    width = _aligned_width(head_dim)
+    most = max(1, WORKSPACE_BYTES // (4 * KV_TILE * num_kv_heads * width))
+    for first in range(0, len(places), most):
+        some = places[first : first + most]
+        shape = (*some.shape, num_kv_heads, head_dim)
+        yield slice(first, first + len(some)), _wide_rows(flat, some.flatten(), shape, width)
 
 
-def _rows(name: str, flat: Tensor, rows: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """The named rows as float32 of this shape, the last width aligned, in scratch memory."""
-    width = _aligned_width(shape[-1])
+def _wide_rows(flat: Tensor, rows: Tensor, shape: tuple[int, ...], width: int) -> Tensor:
+    """The named rows as float32 of this shape, its last dimension padded with zeros to `width`."""
     plain = flat.dtype == torch.float32 and width == shape[-1]
-    raw = _scratch.take(name if plain else "raw", (len(rows), flat.shape[1]), flat.dtype, flat.device)
+    raw = _scratch.take("wide" if plain else "raw", (len(rows), flat.shape[1]), flat.dtype, flat.device)
     torch.index_select(flat, 0, rows, out=raw)
     if plain:
         return raw.view(shape)
-    wide = _scratch.take(name, (*shape[:-1], width), torch.float32, flat.device)
+    wide = _scratch.take("wide", (*shape[:-1], width), torch.float32, flat.device)
     wide[..., : shape[-1]] = raw.view(shape)
     wide[..., shape[-1] :] = 0
     return wide
 
 
-def _per_head(
-    rows: Tensor, matrices: Tensor, heads: list[int], *, turned: bool, out: Tensor | None = None
-) -> Tensor:
-    """Products [groups, pairs, M, .] of rows [groups, pairs, M, .] with the KV head of each group, turned for keys.
+def _per_head(rows: Tensor, matrices: Tensor, heads: list[int], *, turned: bool, out: Tensor) -> None:
+    """Multiply rows [groups, pairs, M, .] by the KV head of each group, turned for keys, to `out`.
 
     matrices  [pairs, C, K, D]
     """
-    if out is None:
-        out = rows.new_empty(*rows.shape[:3], matrices.shape[1 if turned else 3])
     for g, head in enumerate(heads):
         matrix = matrices[:, :, head]
         torch.bmm(rows[g], matrix.transpose(1, 2) if turned else matrix, out=out[g])
-    return out
 
 
 def _peaks(scores: Tensor, batch: Batch) -> Tensor:
@@ -246,13 +259,16 @@ def _over_tiles(parts: Tensor, batch: Batch) -> Tensor:
     return total
 
 
-def _mix_apart(weights: Tensor, values: Tensor, heads: list[int], hidden: Tensor, batch: Batch) -> Tensor:
+def _mix_apart(weights: Tensor, blocks: Tensor, heads: list[int], hidden: Tensor, batch: Batch) -> Tensor:
     """Weighted values where some are not finite: those make NaN of the rows that see them, and of no others.
 
     A weight of zero times NaN is NaN, so they are taken out first and put back where they are seen.
     """
-    odd = ~values.isfinite()
-    mixed = _over_tiles(_per_head(weights, values.masked_fill(odd, 0.0), heads, turned=False), batch)
     seen = (~hidden).to(torch.float32).expand(weights.shape).contiguous()
-    spoilt = _over_tiles(_per_head(seen, odd.to(torch.float32), heads, turned=False), batch)
-    return mixed.masked_fill_(spoilt > 0, torch.nan)
+    mixed = weights.new_empty(*weights.shape[:3], _aligned_width(blocks.shape[4]))
+    spoilt = torch.empty_like(mixed)
+    for some, values in _gather(batch, blocks, side=1):
+        odd = ~values.isfinite()
+        _per_head(weights[:, some], values.masked_fill(odd, 0.0), heads, turned=False, out=mixed[:, some])
+        _per_head(seen[:, some], odd.to(torch.float32), heads, turned=False, out=spoilt[:, some])
+    return _over_tiles(mixed, batch).masked_fill_(_over_tiles(spoilt, batch) > 0, torch.nan)

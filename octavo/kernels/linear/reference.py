@@ -10,11 +10,14 @@ from torch import Tensor
 from octavo.kernels.tiles import ALIGN_BYTES, TILES, Ladder, is_aligned, probe_rows, prove
 
 _MAX_TWIN_ELEMENTS = 2**24
-"""Larger weights are tried themselves, smaller ones by a random twin whose finding serves every equal shape."""
+"""Smaller weights are tried by a random twin of their shape, larger ones, which memory may not hold twice, themselves.
+"""
 
 _FEW_TILES = (4, 16, 64, 256)
+"""Tried for large weights, where each trial takes a while."""
 
 _ladders: dict[tuple[object, ...], Ladder] = {}
+"""Findings by shape, dtype, device, bias and number of threads."""
 
 
 @dataclass(slots=True)
@@ -116,21 +119,22 @@ def _product(rows: Tensor, matrix: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def _ladder(weight: Tensor, bias: Tensor | None, threads: int) -> Ladder:
+    """Row counts proven for this shape. The order of a sum depends on shapes, never on values."""
     num_out, num_in = weight.shape
     if weight.numel() == 0:
         return Ladder((TILES[-1],), "the weight is empty")
+    key = (num_out, num_in, weight.dtype, weight.device, bias is None, threads)
+    if key in _ladders:
+        return _ladders[key]
+    small = weight.numel() <= _MAX_TWIN_ELEMENTS
+    tried = _twin(weight) if small else weight
+    shift = None if bias is None else probe_rows(1, num_out, weight.dtype, weight.device)[0]
     num_probes = 2 if weight.numel() > 2**20 else min(16, 2 + 128 // num_out)
     probes = probe_rows(num_probes, num_in, weight.dtype, weight.device)
-    if weight.numel() > _MAX_TWIN_ELEMENTS:
-        return prove(lambda rows: _product(rows, weight, bias), probes, _FEW_TILES)
-    key = (num_out, num_in, weight.dtype, weight.device, bias is None, threads)
-    if key not in _ladders:
-        twin = _twin(weight)
-        twin_bias = None if bias is None else twin.reshape(-1)[:num_out].clone()
-        if twin_bias is not None and len(twin_bias) < num_out:
-            twin_bias = torch.ones_like(weight[:, 0])
-        _ladders[key] = prove(lambda rows: _product(rows, twin, twin_bias), probes)
-    return _ladders[key]
+    ladder = prove(lambda rows: _product(rows, tried, shift), probes, TILES if small else _FEW_TILES)
+    if small or _is_varied(weight):
+        _ladders[key] = ladder
+    return ladder
 
 
 def _twin(weight: Tensor) -> Tensor:
@@ -138,3 +142,9 @@ def _twin(weight: Tensor) -> Tensor:
     pool = probe_rows(1, 65537, weight.dtype, weight.device)[0]
     repeats = -(-weight.numel() // len(pool))
     return pool.repeat(repeats)[: weight.numel()].view(weight.shape).clone()
+
+
+def _is_varied(weight: Tensor) -> bool:
+    """Whether sums over this weight would show another order; those over zeros or ones would not."""
+    sample = weight.flatten()[:: weight.numel() // 4096]
+    return len(sample.unique()) >= 64 and int(sample.count_nonzero()) > len(sample) // 2

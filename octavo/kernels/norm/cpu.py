@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from types import ModuleType
 
 import torch
@@ -13,7 +14,7 @@ from octavo.kernels.norm.reference import check
 _native: ModuleType | None
 _absent = ""
 try:
-    from octavo import _cpu as _native
+    _native = import_module("octavo._cpu")
 except ImportError as error:
     _native, _absent = None, str(error)
 
