@@ -37,7 +37,7 @@ class ChatLimits:
     """
 
     max_chars: int = 8 * 2**20
-    max_units: int = 2_000_000
+    max_units: int = 1_000_000
 
 
 class ChatTemplate:
@@ -119,8 +119,10 @@ def render(
     """The prompt text for a conversation.
 
     template   Jinja source
-    messages   objects with at least "role"; "content" is text, None, or a list of {"type": "text", "text":
-    ...} tools      JSON schemas of functions the model may call;  documents  texts it may quote
+    messages   objects with at least "role"; "content" is text, None, or a list of text parts,
+               {"type": "text", "text": ...}
+    tools      JSON schemas of functions the model may call
+    documents  texts it may quote
     now        what `strftime_now` in a template tells the time from; without it that name is not defined
     variables  further names for the template: `Tokenizer.special_tokens`, and what the caller was given
 
@@ -151,8 +153,8 @@ def chat_prompt(
     """`render` with the model's own template and special tokens.
 
     template  the name of one of the model's templates, or Jinja source; None takes the model's "tool_use"
-    template
-              when there are tools and it has one, else its default
+              template when there are tools and it has one, else its default
+    options   whatever else `render` takes
     Raises RequestError when the model has no template and none is given; an invalid template that came with
     the request is a RequestError too.
     """

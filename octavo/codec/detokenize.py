@@ -28,14 +28,19 @@ class Detokenizer:
     run, as the Unicode standard recommends (section 3.9, practice for replacing). The texts of all `push`
     calls and the final `flush`, put together, are `Tokenizer.decode` of the same tokens. Each push takes
     time in proportion to its token.
+
+    continues  other text goes before, so the first token keeps the space that many tokenizers drop at the
+               front of a text
     """
 
-    def __init__(self, tokenizer: Pieces, skip_special_tokens: bool = True) -> None:
+    def __init__(
+        self, tokenizer: Pieces, skip_special_tokens: bool = True, *, continues: bool = False
+    ) -> None:
         self._tokenizer = tokenizer
         self._skip_special_tokens = skip_special_tokens
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
-        self._is_first = True
-        self._leads_left = tokenizer.rule.max_lead
+        self._is_first = not continues
+        self._leads_left = 0 if continues else tokenizer.rule.max_lead
 
     def push(self, token_id: int) -> str:
         """Text that this token makes certain, often "" in the middle of a character."""

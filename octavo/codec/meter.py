@@ -13,7 +13,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
-CHARS_PER_UNIT = 32
+CHARS_PER_UNIT = 64
 MAX_INT_BITS = 4096
 
 

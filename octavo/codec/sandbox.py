@@ -96,7 +96,8 @@ class Sandbox(ImmutableSandboxedEnvironment):
             "tojson": _metered("tojson", to_json, deep=True),
             "_each": Each,
             "_concat": meter.concatenate,
-            "_whole": _whole,
+            "_compared": _compared,
+            "_searched": _searched,
             "_sized": _sized,
         }
         self.tests = {name: _metered(name, _jinja(TESTS, name), name in _DEEP_TESTS) for name in TESTS}
@@ -184,9 +185,10 @@ class _MeterLoops(NodeTransformer):
 
     def visit_Compare(self, node: nodes.Compare) -> nodes.Node:
         self.generic_visit(node)
-        node.expr = _through("_whole", node.expr)
+        node.expr = _through("_compared", node.expr)
         for operand in node.ops:
-            operand.expr = _through("_whole", operand.expr)
+            is_search = operand.op in ("in", "notin")
+            operand.expr = _through("_searched" if is_search else "_compared", operand.expr)
         return node
 
     def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:
@@ -264,7 +266,13 @@ def _jinja(table: Mapping[str, Any], name: str) -> Callable[..., Any]:
     return function
 
 
-def _whole(value: Any) -> Any:
+def _compared(value: Any) -> Any:
+    current().charge_deep(value)
+    return value
+
+
+def _searched(value: Any) -> Any:
+    """Keys are found at once, everything else is gone through."""
     if not isinstance(value, dict):
         current().charge_deep(value)
     return value

@@ -176,6 +176,9 @@ HOSTILE = {
     "{% set ns.x = [ns.x, ns.x] %}{% endfor %}{{ '{!r}'.format(ns.x) }}",
     "shared list compared": "{% set a = namespace(x=[1]) %}{% set b = namespace(x=[1]) %}{% for i in range(60) %}"
     "{% set a.x = [a.x, a.x] %}{% set b.x = [b.x, b.x] %}{% endfor %}{{ a.x == b.x }}",
+    "shared dicts compared": "{% set a = namespace(x={'k': 1}) %}{% set b = namespace(x={'k': 1}) %}"
+    "{% for i in range(60) %}{% set a.x = {'k': a.x, 'l': a.x} %}{% set b.x = {'k': b.x, 'l': b.x} %}{% endfor %}"
+    "{{ a.x == b.x }}",
     "shared list searched": "{% set a = range(99999) | list %}{% for i in range(99999) %}{{ -1 in a }}{% endfor %}",
     "list method": "{% set a = range(99999) | list %}{% for i in range(99999) %}{{ a.count(-1) }}{% endfor %}",
     "slices": "{% set a = range(99999) | list %}{% for i in range(99999) %}{% set b = a[1:] %}{% endfor %}",
