@@ -62,10 +62,10 @@ def test_every_sequence_gives_the_tokens_it_gives_alone(changes, ahead):
     worlds = [busy_world(seed, changes, ahead) for seed in range(4)]
     assert sum(world.num_verified for world in worlds) >= 160
     counters = [world.scheduler.counters for world in worlds]
-    assert sum(c.preemptions for c in counters) > 20, "memory was to be tight"
-    assert sum(world.shadow.num_copies for world in worlds) > 20
+    assert sum(c.preemptions for c in counters) > 10, "memory was to be tight"
+    assert sum(world.shadow.num_copies for world in worlds) > 50
     if worlds[0].limits.enable_prefix_caching:
-        assert sum(c.hits for c in counters) > 60
+        assert sum(c.hits for c in counters) > 30
         assert sum(c.evictions for c in counters) > 60
 
 
