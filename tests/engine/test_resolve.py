@@ -23,7 +23,7 @@ LARGE = CONFIG | {
 
 
 def settle(
-    config: dict[str, Any] = LARGE, *, device: str = "cpu", free: int = 8 * GIB, **settings: Any
+    config: dict[str, Any] = LARGE, *, on: str = "cpu", free: int = 8 * GIB, **settings: Any
 ) -> Resolved:
     return resolve(EngineConfig.of(**settings), Arch.from_config(config), MACHINE, device=on, free_bytes=free)
 
