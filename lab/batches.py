@@ -28,6 +28,9 @@ from octavo.evals import tasks
 FREE_WEIGHT = 0.5
 """Weight of answer tokens that only repeat the question; the looked-up value and what follows weigh one."""
 
+EDGE_SHARE = 0.2
+"""Share of needles at the very start or end of the text, where chance alone would put few."""
+
 COPY_WEIGHT = 0.5
 """Weight of each token of a repeated list."""
 
@@ -204,6 +207,9 @@ class Batches:
             room = int(width * (1.0 if rng.random() < 0.7 else rng.uniform(0.2, 1.0))) - 32 * len(pairs) - 24
             lines = tasks.filler_lines(rng, self.texts, max(room, 8), pairs[0][0], self.count)
             for key, value in pairs:
-                lines.insert(rng.randint(0, len(lines)), tasks.FACT.format(key=key, value=value))
+                place = (
+                    rng.choice((0, len(lines))) if rng.random() < EDGE_SHARE else rng.randint(0, len(lines))
+                )
+                lines.insert(place, tasks.FACT.format(key=key, value=value))
             drawn.append(self.conversation("\n".join(lines) + "\n", pairs, width, rng))
         return pad("needle", drawn, width)

@@ -28,7 +28,6 @@ class Subject:
     def __init__(self, folder: Path) -> None:
         self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, padding_side="left")
         self.model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
-        self.model.eval()
 
     def count_tokens(self, text: str) -> int:
         """Number of tokens of a text."""
@@ -73,9 +72,8 @@ def measure(subject: Subject, limit: int | None, seed: int) -> dict[str, object]
         print(f"{name}: {report.total}", flush=True)
         results[name] = report.as_dict()
 
-    common = {"seed": seed, "limit": limit}
-    note("stdlib-qa", run.evaluate("stdlib-qa", subject.generate, batch_items=128, **common))
-    note("recall", run.evaluate("recall", subject.generate, num_pairs=RECALL_PAIRS, **common))
+    note("stdlib-qa", run.evaluate("stdlib-qa", subject.generate, batch_items=128, limit=limit, seed=seed))
+    note("recall", run.evaluate("recall", subject.generate, num_pairs=RECALL_PAIRS, limit=limit, seed=seed))
     for context in NEEDLE_CONTEXTS:
         report = run.evaluate(
             "needle",
@@ -83,7 +81,8 @@ def measure(subject: Subject, limit: int | None, seed: int) -> dict[str, object]
             context_tokens=context,
             count_tokens=subject.count_tokens,
             batch_items=8,
-            **common,
+            limit=limit,
+            seed=seed,
         )
         note(f"needle-{context}", report)
     bos = subject.tokenizer.bos_token_id

@@ -67,7 +67,7 @@ PHASES = (
         guide_weight=0.3,
     ),
     Phase(
-        until=0.5,
+        until=0.385,
         width=512,
         question_tokens=2500,
         text_tokens=4096,
@@ -79,14 +79,24 @@ PHASES = (
         guide_weight=0.1,
     ),
     Phase(
+        until=0.45,
+        width=1024,
+        question_tokens=4000,
+        text_tokens=6144,
+        recall_rows=16,
+        needle_rows=4,
+        recall_weight=1.0,
+        needle_weight=1.0,
+    ),
+    Phase(
         until=1.0,
         width=2048,
-        question_tokens=3000,
+        question_tokens=4000,
         text_tokens=6144,
         recall_rows=16,
         needle_rows=2,
-        needle_weight=1.0,
         recall_weight=1.0,
+        needle_weight=1.0,
     ),
 )
 """Questions are learned soon. Looking up starts late, and starts on short rows, where there is little to look at."""
@@ -239,15 +249,16 @@ class Run:
     def train(self, log_steps: int, save_s: float) -> None:
         """Step until progress is one; measure and save every `save_s` seconds."""
         sums: dict[str, float] = {}
+        logged = self.step
         saved_s = self.elapsed_s
         while self.progress() < 1.0:
             began = time.monotonic()
             figures = self.one_step()
             for name, value in figures.items():
-                sums[name] = sums.get(name, 0.0) + value / log_steps
+                sums[name] = sums.get(name, 0.0) + value
             if self.step % log_steps == 0:
-                self.log("train", sums)
-                sums = {}
+                self.log("train", {name: value / (self.step - logged) for name, value in sums.items()})
+                sums, logged = {}, self.step
             self.elapsed_s += time.monotonic() - began
             if self.elapsed_s - saved_s > save_s:
                 began = time.monotonic()
