@@ -165,11 +165,10 @@ class PrefixCache:
     def _reach(self, path: list[Node[int]], end: int) -> tuple[int, ...]:
         """Table entries for `path`, null for blocks that position `end` and later ones never see."""
         passed = self.num_passed_blocks(end)
-        blocks = []
-        for index, node in enumerate(path):
-            hidden = index < passed or node.payload is None
-            blocks.append(NULL_BLOCK if hidden or node.payload is None else node.payload)
-        return tuple(blocks)
+        return tuple(
+            NULL_BLOCK if index < passed or node.payload is None else node.payload
+            for index, node in enumerate(path)
+        )
 
     def num_passed_blocks(self, settled: int) -> int:
         """Leading blocks that no position from `settled` on can see."""

@@ -1,8 +1,20 @@
 """Every invariant of the block rules that can be checked from the outside, recomputed from scratch.
 
 Slow on purpose: nothing here trusts a running counter. Tests call it after each commit, the engine when idle.
-The numbers are those of docs/kv-cache.md; I7, I16 and I20 are enforced where they could be broken, and I10, I12,
-I18, I19 and I21 speak of contents and history, which only tests can see.
+
+    I1   null + free + deferred + in use are all blocks, each once     I13  no block is reached from two namespaces
+    I2   references = table entries + pins + copies + children in use  I14  written blocks have one owner, no key
+    I3   free blocks have no references                                I15  both ends of a copy stay until it is made
+    I4   the null block is never in circulation                        I17  freed blocks wait for steps in flight
+    I5   lists and their counters agree                                I21  the end of a chain is evicted first
+    I6   when everybody has gone nothing is left behind                I22  pins stay within their cap
+    I8   keys and blocks know each other, free blocks have none        I23  a cached prefix has its beginning
+    I9   a key names a full block and exactly its tokens               I24  windows keep what they see, and no more
+    I11  nothing is published before it is computed                    I40  hits and misses are all lookups
+    I18  every planned position has a block
+
+I7 (all or nothing, as predicted), I16 (hits first) and I20 (generations) are enforced where they could be broken.
+I10, I12 and I19 speak of contents and history, which only tests can see.
 """
 
 from __future__ import annotations

@@ -100,10 +100,7 @@ class Planner:
                 self._cache.reclaim(sequence)
                 break
             self._preempt(victim, "a better placed sequence needs its blocks", draft)
-        available = self._pool.num_available
-        while end > sequence.num_planned and self._tables.missing(sequence, end) > available:
-            end = max(sequence.num_planned, (self._tables.blocks_for(end) - 1) * self._tables.block_tokens)
-        return end
+        return self._tables.reachable(sequence, end)
 
     def _stall(self, sequence: Sequence, draft: Draft) -> None:
         """It can get no block now: wait for the step in flight, or else give its own memory up."""
@@ -177,9 +174,7 @@ class Planner:
             sequence.num_cached_tokens = sequence.num_computed
         sequence.cache_report = hit.report
         count = min(sequence.num_ready, self._max_chunk, draft.tokens_left)
-        end = sequence.num_planned + count
-        while self._tables.missing(sequence, end) > self._pool.num_available:
-            end = (self._tables.blocks_for(end) - 1) * self._tables.block_tokens
+        end = self._tables.reachable(sequence, sequence.num_planned + count)
         self._tables.extend(sequence, end)
         self._slice(sequence, end, extension, draft)
 

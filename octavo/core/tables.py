@@ -52,6 +52,12 @@ class Tables:
         count = -(-end // self.block_tokens) - len(sequence.table)
         return max(0, count) + self._must_copy(sequence)
 
+    def reachable(self, sequence: Sequence, end: int) -> int:
+        """How far up to `end` the available blocks go; `num_planned` when not one position can be written."""
+        while end > sequence.num_planned and self.missing(sequence, end) > self.pool.num_available:
+            end = max(sequence.num_planned, (self.blocks_for(end) - 1) * self.block_tokens)
+        return end
+
     def outstanding(self, sequence: Sequence) -> int:
         """Blocks its known tokens and one more will still take, beyond those in its table."""
         count = max(0, self.blocks_for(sequence.num_known + 1) - len(sequence.table))

@@ -17,6 +17,15 @@ from tests.core.world import World
 STEMS = [(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0), (0, 0, 0, 0, 1, 1, 1, 1, 0, 1, 0, 1, 2, 2)]
 NAMESPACES = st.sampled_from([b"", b"tenant"])
 
+PROMPT = {
+    "stem": st.integers(0, 1),
+    "length": st.integers(0, 14),
+    "tail": st.lists(st.integers(0, 1), min_size=1, max_size=2),
+    "namespace": NAMESPACES,
+    "priority": st.sampled_from([0, 0, 1]),
+    "max_tokens": st.integers(1, 6),
+}
+
 
 class SchedulerMachine(RuleBasedStateMachine):
     @initialize(
@@ -51,28 +60,19 @@ class SchedulerMachine(RuleBasedStateMachine):
         prompt = (*STEMS[stem][:length], *tail)
         self.world.submit(request(f"r{self.number}", prompt, ends={5}, **more))
 
-    prompt = {
-        "stem": st.integers(0, 1),
-        "length": st.integers(0, 14),
-        "tail": st.lists(st.integers(0, 1), min_size=1, max_size=2),
-        "namespace": NAMESPACES,
-        "priority": st.sampled_from([0, 0, 1]),
-        "max_tokens": st.integers(1, 6),
-    }
-
-    @rule(**prompt)
+    @rule(**PROMPT)
     def submit(self, stem, length, tail, **more):
         self._submit(stem, length, tail, **more)
 
-    @rule(n=st.integers(1, 4), **prompt)
+    @rule(n=st.integers(1, 4), **PROMPT)
     def submit_choices(self, n, stem, length, tail, **more):
         self._submit(stem, length, tail, n=min(n, self.world.limits.max_num_seqs), **more)
 
-    @rule(width=st.integers(1, 3), **prompt)
+    @rule(width=st.integers(1, 3), **PROMPT)
     def submit_beams(self, width, stem, length, tail, **more):
         self._submit(stem, length, tail, beam_width=min(width, self.world.limits.max_num_seqs), **more)
 
-    @rule(**prompt)
+    @rule(**PROMPT)
     def submit_for_prompt_logprobs(self, stem, length, tail, **more):
         self._submit(stem, length, tail, prompt_logprobs=0, **more)
 

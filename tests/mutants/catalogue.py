@@ -1,0 +1,486 @@
+"""Bugs that others have shipped, and some that we might: each one as a replacement in the core's source.
+
+`of` names the class of the bug: a number from the museum of block-manager bugs where there is one, else a word.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """Replace `old`, which stands in octavo/core/`file` exactly once, with `new`."""
+
+    name: str
+    of: str
+    file: str
+    old: str
+    new: str
+
+
+MUTANTS = [
+    Mutant(
+        "published before it is computed",
+        "publish after compute",
+        "planning.py",
+        "        samples = 0\n        if end < known:",
+        "        sequence.num_computed, settled = min(end, len(sequence.tokens)), sequence.num_computed\n"
+        "        self._cache.publish(sequence)\n"
+        "        sequence.num_computed = settled\n"
+        "        samples = 0\n        if end < known:",
+    ),
+    Mutant(
+        "a partly filled block is published",
+        "17",
+        "cache.py",
+        "count = sequence.num_computed // size\n        if not self.enabled",
+        "count = -(-sequence.num_computed // size)\n        if not self.enabled",
+    ),
+    Mutant(
+        "a hit is evicted by the allocation of the same request",
+        "1",
+        "tables.py",
+        "        for block in hit.blocks:\n            self.pool.share(block)\n",
+        "        self.pool.give_back_all(self.pool.take(self.pool.num_available) or [])\n"
+        "        for block in hit.blocks:\n            self.pool.share(block)\n",
+    ),
+    Mutant(
+        "the source of a partial copy is not held before the target is taken",
+        "1",
+        "tables.py",
+        "        self.pool.share(source)\n        taken = self.pool.take(1)\n",
+        "        taken = self.pool.take(1)\n        self.pool.share(source)\n",
+    ),
+    Mutant(
+        "extras are untyped: a salt can imitate an adapter",
+        "2",
+        "keys.py",
+        'return struct.pack("<BI", kind, len(value)) + value',
+        'return struct.pack("<I", len(value)) + value',
+    ),
+    Mutant(
+        "extras carry no length: two can run together",
+        "2",
+        "keys.py",
+        'return struct.pack("<BI", kind, len(value)) + value',
+        'return struct.pack("<B", kind) + value',
+    ),
+    Mutant(
+        "the namespace is missing from the key",
+        "4",
+        "keys.py",
+        " + _typed(_NAMESPACE, namespace)",
+        " + _typed(_NAMESPACE, namespace[:0])",
+    ),
+    Mutant(
+        "the weights are missing from the key",
+        "3",
+        "keys.py",
+        "_typed(_FINGERPRINT, fingerprint)",
+        "_typed(_FINGERPRINT, fingerprint[:0])",
+    ),
+    Mutant(
+        "keys are not chained",
+        "7",
+        "cache.py",
+        "parent = keys[-1] if keys else seed",
+        "parent = seed",
+    ),
+    Mutant(
+        "a key is trusted without comparing tokens",
+        "7",
+        "prefix.py",
+        " or node.tokens != tuple(tokens)",
+        "",
+    ),
+    Mutant(
+        "a key is trusted in the wrong place",
+        "7",
+        "prefix.py",
+        " or node.parent is not parent",
+        "",
+    ),
+    Mutant(
+        "blocks are freed while a step that uses them is in flight",
+        "14",
+        "blocks.py",
+        "        if self._defer_until is not None:\n",
+        "        if self._defer_until is None and self.deferred:\n",
+    ),
+    Mutant(
+        "waiting blocks are freed by the commit of an earlier step",
+        "14",
+        "blocks.py",
+        "            if self.deferred[block] > step_number:\n",
+        "            if self.deferred[block] > step_number + 1:\n",
+    ),
+    Mutant(
+        "the step that is planned ahead does not hold back frees",
+        "14",
+        "scheduler.py",
+        "pool.defer_until(self.flights[-1].step.number if self.flights else None)",
+        "pool.defer_until(None)",
+    ),
+    Mutant(
+        "the partial tail leaks at the end",
+        "17",
+        "tables.py",
+        "        self.pool.give_back_all(sequence.table)\n",
+        "        self.pool.give_back_all(sequence.table[: sequence.num_computed // self.block_tokens])\n",
+    ),
+    Mutant(
+        "copy on write is skipped",
+        "copy on write",
+        "tables.py",
+        "        return self.pool.num_owners(block) > 1 or self.pool.is_published(block)\n",
+        "        return False\n",
+    ),
+    Mutant(
+        "two owners write into one tail",
+        "copy on write",
+        "tables.py",
+        "return self.pool.num_owners(block) > 1 or",
+        "return self.pool.num_owners(block) > 2 or",
+    ),
+    Mutant(
+        "a copy on write carries one slot too few",
+        "copy on write",
+        "tables.py",
+        "            copies = (Copy(source, taken[0], count),)\n",
+        "            copies = (Copy(source, taken[0], max(1, count - 1)),)\n",
+    ),
+    Mutant(
+        "a copy on write is made when nothing is in the block yet, or not when something is",
+        "copy on write",
+        "tables.py",
+        "        if count:\n            self.pool.begin_copy",
+        "        if count > 1:\n            self.pool.begin_copy",
+    ),
+    Mutant(
+        "the worker is not told of a copied block",
+        "copy on write",
+        "tables.py",
+        "if index < sequence.num_reported else ()",
+        "if index > sequence.num_reported else ()",
+    ),
+    Mutant(
+        "a fork takes no reference to the shared tail",
+        "reference counts",
+        "tables.py",
+        "        for block in child.table:\n            self.pool.share(block)\n",
+        "        for block in child.table[:-1]:\n            self.pool.share(block)\n",
+    ),
+    Mutant(
+        "a fork does not remember what its parent has passed",
+        "sliding window",
+        "tables.py",
+        "        child.num_passed_blocks = parent.num_passed_blocks\n",
+        "",
+    ),
+    Mutant(
+        "the source of a copy can be reused before the copy is made",
+        "copy on write",
+        "blocks.py",
+        "    def begin_copy(self, source: int, target: int) -> None:\n",
+        "    def begin_copy(self, source: int, target: int) -> None:\n        source = target\n",
+    ),
+    Mutant(
+        "blocks behind the window are freed on optimistic tokens",
+        "15",
+        "tables.py",
+        "passed = min(self.cache.num_passed_blocks(sequence.num_computed), len(sequence.table))",
+        "passed = min(self.cache.num_passed_blocks(sequence.num_planned), len(sequence.table))",
+    ),
+    Mutant(
+        "a window passes a block one token early",
+        "15",
+        "cache.py",
+        "max(0, settled - self._window_tokens + 1)",
+        "max(0, settled - self._window_tokens + 2)",
+    ),
+    Mutant(
+        "blocks behind the window are never freed",
+        "19",
+        "tables.py",
+        "        if passed <= sequence.num_passed_blocks:\n",
+        "        if passed <= sequence.num_passed_blocks or passed:\n",
+    ),
+    Mutant(
+        "a hit under a window ignores holes",
+        "sliding window",
+        "cache.py",
+        "run = 0 if node.payload is None else run + 1",
+        "run = run + 1",
+    ),
+    Mutant(
+        "a hit under a window wants one block too few",
+        "sliding window",
+        "cache.py",
+        "needed = -(-(self._window_tokens - 1) // self._block_tokens)",
+        "needed = (self._window_tokens - 1) // self._block_tokens",
+    ),
+    Mutant(
+        "a hit covers the whole prompt",
+        "hit length",
+        "cache.py",
+        "limit = len(sequence.tokens) - 1",
+        "limit = len(sequence.tokens)",
+    ),
+    Mutant(
+        "a partial match counts one token too many",
+        "partial reuse",
+        "prefix.py",
+        "        return None if best is None else (best, longest)\n",
+        "        return None if best is None else (best, min(longest + 1, len(tokens)))\n",
+    ),
+    Mutant(
+        "partial reuse takes the first child instead of the best",
+        "partial reuse",
+        "prefix.py",
+        "            if length > longest:\n",
+        "            if best is None:\n",
+    ),
+    Mutant(
+        "partial reuse writes into the cached block itself",
+        "partial reuse",
+        "tables.py",
+        "        sequence.table.append(taken[0])\n        self.pool.begin_copy(source, taken[0])\n"
+        "        self.pool.give_back(source)\n        return Copy(source, taken[0], count)\n",
+        "        sequence.table.append(source)\n        self.pool.begin_copy(taken[0], source)\n"
+        "        self.pool.give_back(taken[0])\n        return Copy(taken[0], source, count)\n",
+    ),
+    Mutant(
+        "eviction takes the most recent block first",
+        "eviction order",
+        "evict.py",
+        "popitem(last=False)",
+        "popitem(last=True)",
+    ),
+    Mutant(
+        "a prefix is freed before what builds on it",
+        "eviction order",
+        "blocks.py",
+        "for block in reversed(blocks):",
+        "for block in blocks:",
+    ),
+    Mutant(
+        "cached blocks are evicted while scratch is free",
+        "eviction order",
+        "blocks.py",
+        "            if self.scratch:\n",
+        "            if self.scratch and not self.idle:\n",
+    ),
+    Mutant(
+        "a block in use does not hold on to its prefix",
+        "resident ancestors",
+        "blocks.py",
+        "        self._anchors[block] = anchor\n        self.share(anchor)\n",
+        "        self._anchors[block] = NULL_BLOCK\n",
+    ),
+    Mutant(
+        "an evicted block keeps its key",
+        "stale key",
+        "cache.py",
+        "        self.tree.clear(node)\n        self.counters.evictions",
+        "        self.counters.evictions",
+    ),
+    Mutant(
+        "a duplicate replaces the block that others use",
+        "duplicates",
+        "cache.py",
+        "        if self.pool.references[old] > sum(1 for child in children if self.pool.references[child]):\n"
+        "            return\n",
+        "",
+    ),
+    Mutant(
+        "an idle duplicate is kept for ever while its copy is in use",
+        "duplicates",
+        "cache.py",
+        "        if self.has_window or old is None:\n",
+        "        if self.has_window or old is not None:\n",
+    ),
+    Mutant(
+        "take hands out what there is instead of nothing",
+        "all or nothing",
+        "blocks.py",
+        "        if count > self.num_available:\n            return None\n",
+        "        count = min(count, self.num_available)\n",
+    ),
+    Mutant(
+        "an output with an old epoch is accepted",
+        "stale epoch",
+        "scheduler.py",
+        "piece.epoch == output.epoch == sequence.epoch",
+        "piece.epoch == output.epoch",
+    ),
+    Mutant(
+        "preemption keeps the epoch",
+        "stale epoch",
+        "planning.py",
+        "        sequence.epoch += 1\n",
+        "",
+    ),
+    Mutant(
+        "blocks of a failed output are published",
+        "failed work published",
+        "scheduler.py",
+        "        if output.error is not None:\n",
+        "        if output.error is not None:\n"
+        "            sequence.num_computed = piece.end\n            self.cache.publish(sequence)\n",
+    ),
+    Mutant(
+        "a long prefill starves decodes",
+        "starvation",
+        "planning.py",
+        "draft.promised_tokens = sum(1 for _, count in ready if count == 1)",
+        "draft.promised_tokens = 0 * len(ready)",
+    ),
+    Mutant(
+        "somebody behind takes what the head of the queue waits for",
+        "starvation",
+        "planning.py",
+        "draft.is_closed = not refusal[1]",
+        "draft.is_closed = False",
+    ),
+    Mutant(
+        "the best placed sequence is the victim",
+        "livelock",
+        "victims.py",
+        "    if resident and resident[-1].order > requester.order:\n        return resident[-1]\n",
+        "    if resident and resident[0] is not requester:\n        return resident[0]\n",
+    ),
+    Mutant(
+        "held beams never make way",
+        "livelock",
+        "planning.py",
+        "        while draft.is_empty and self._roster.resident:\n",
+        "        while False and self._roster.resident:\n",
+    ),
+    Mutant(
+        "a sequence alone is blocked by copies of its own prefix",
+        "livelock",
+        "planning.py",
+        "                self._cache.reclaim(sequence)\n",
+        "",
+    ),
+    Mutant(
+        "a sequence gives its memory up because of blocks that only wait for a commit",
+        "livelock",
+        "planning.py",
+        "        if self._pool.deferred or sequence.is_in_flight:\n",
+        "        if False:\n",
+    ),
+    Mutant(
+        "a prompt begins without room for what others have begun",
+        "thrashing",
+        "admit.py",
+        "draft.hit(sequence)) + draft.reserved_blocks\n        return",
+        "draft.hit(sequence))\n        return",
+    ),
+    Mutant(
+        "idle hits count as free blocks",
+        "all or nothing",
+        "tables.py",
+        "return count + sum(1 for block in resident if block in self.pool.idle)",
+        "return count",
+    ),
+    Mutant(
+        "choices to come take no seats",
+        "seats",
+        "roster.py",
+        "return len(self.members) if self.has_branched and not self.is_beam else self.width",
+        "return len(self.members)",
+    ),
+    Mutant(
+        "a held beam that is preempted is queued and loses its candidates",
+        "beams",
+        "planning.py",
+        "        if sequence.state is State.RUNNING:\n            self._roster.queue(sequence)\n",
+        "        self._roster.queue(sequence)\n",
+    ),
+    Mutant(
+        "choices get each other's tokens",
+        "forks",
+        "scheduler.py",
+        "for choice, token in zip(choices, output.tokens, strict=True):",
+        "for choice, token in zip(choices, reversed(output.tokens), strict=True):",
+    ),
+    Mutant(
+        "a preempted sequence stays in the step being planned",
+        "preemption",
+        "planning.py",
+        "        for copy in draft.withdraw(sequence.seq_id):\n",
+        "        for copy in []:\n",
+    ),
+    Mutant(
+        "a token in flight is forgotten when two steps are out",
+        "planning ahead",
+        "planning.py",
+        "sequence.pending += samples == 1 and not sequence.is_beam",
+        "sequence.pending = int(samples == 1 and not sequence.is_beam)",
+    ),
+    Mutant(
+        "steps are planned past the last token",
+        "planning ahead",
+        "sequence.py",
+        "if self.state is not State.RUNNING or known >= self.max_total_tokens:",
+        "if self.state is not State.RUNNING:",
+    ),
+    Mutant(
+        "the worker is not told of cached blocks",
+        "differences",
+        "tables.py",
+        "        sequence.num_published = len(hit.blocks)\n",
+        "        sequence.num_published = sequence.num_reported = len(hit.blocks)\n",
+    ),
+    Mutant(
+        "prompt log-probabilities are read from the cache that has none",
+        "prompt log-probabilities",
+        "cache.py",
+        "        if sequence.request.params.prompt_logprobs is not None:\n",
+        "        if sequence.request.params.prompt_logprobs == -1:\n",
+    ),
+    Mutant(
+        "a pin does not hold its blocks",
+        "pins",
+        "cache.py",
+        "            self.pool.share(block)\n            kept.append(block)\n",
+        "            kept.append(block)\n",
+    ),
+    Mutant(
+        "pins have no cap",
+        "pins",
+        "cache.py",
+        " and len(self.pinned) >= self.max_pinned_blocks:",
+        " and len(self.pinned) > 10**9:",
+    ),
+    Mutant(
+        "announced prefixes outlive their sequence",
+        "announcements",
+        "tables.py",
+        "        self.cache.withdraw(sequence)\n",
+        "",
+    ),
+    Mutant(
+        "an end token ends an output before min_tokens",
+        "ends",
+        "scheduler.py",
+        "may_stop = sequence.num_output_tokens >= params.min_tokens",
+        "may_stop = True",
+    ),
+    Mutant(
+        "order depends on where objects lie in memory",
+        "21",
+        "sequence.py",
+        "return (self.request.priority, self.arrival, self.seq_id)",
+        "return (self.request.priority, id(self), self.seq_id)",
+    ),
+    Mutant(
+        "the memory of evictions grows without end",
+        "announcements",
+        "cache.py",
+        "        if len(self.ghosts) > self._max_ghosts:\n",
+        "        if False:\n",
+    ),
+]
