@@ -66,7 +66,7 @@ def parse(body: bytes, kind: type[_T]) -> tuple[_T, list[str]]:
     Raises HttpError (invalid_json), RequestError (with the field as `param`) and Unsupported.
     """
     try:
-        fields = _JSON.decode(body)
+        fields = _JSON.decode(str(body, "utf-8"))  # fields that are passed over are checked by nobody else
     except msgspec.ValidationError:
         raise HttpError("invalid_json", "the body must be a JSON object") from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

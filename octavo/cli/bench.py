@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from octavo.cli import output, settings
 from octavo.cli.generate import ENGINE
+from octavo.cli.models import check_early
 from octavo.cli.progress import Progress
 from octavo.config import EngineConfig
 from octavo.errors import ConfigError
@@ -51,6 +52,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     config = settings.read(args).engine
+    if args.what != "machine":
+        check_early(config.model.model)
     run_it: Callable[[argparse.Namespace, EngineConfig], int]
     run_it = {"latency": _latency, "throughput": _throughput, "machine": _machine}[args.what]
     return run_it(args, config)

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from octavo.cli import output, sampling, settings
 from octavo.cli.generate import ENGINE
 from octavo.cli.main import DONE, FAILED
+from octavo.cli.models import check_early
 from octavo.core.sequence import SamplingParams
 from octavo.errors import ConfigError, OctavoError, RequestError
 from octavo.units import format_rate, format_seconds
@@ -72,6 +73,7 @@ def run(args: argparse.Namespace) -> int:
         _refuse_engine_flags(found)
         key = args.api_key or next(iter(found.server.api_key), None)
         return talk(_Remote(args.url, key, args.model, params, args.knob_seed), args)
+    check_early(found.engine.model.model)
     from octavo.engine.llm import LLM
 
     with LLM.from_config(found.engine) as llm:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from octavo.cli import output, settings
 from octavo.cli.generate import ENGINE
+from octavo.cli.models import check_early
 from octavo.cli.progress import Progress
 from octavo.core.sequence import SamplingParams
 from octavo.errors import Bug, ConfigError
@@ -48,6 +49,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     _refuse_idle(args)
     config = settings.read(args).engine
+    check_early(config.model.model)
     from octavo.engine.llm import LLM
 
     with LLM.from_config(config) as llm:

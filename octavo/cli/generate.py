@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from octavo.cli import output, progress, results, sampling, settings
 from octavo.cli.main import DONE, FAILED
+from octavo.cli.models import check_early
 from octavo.core.sequence import SamplingParams
 from octavo.errors import ConfigError, RequestError
 
@@ -60,7 +61,9 @@ def run(args: argparse.Namespace) -> int:
             raise ConfigError("give a prompt or --input, not both")
         if args.output is None:
             raise ConfigError("--input needs --output OUT.jsonl")
+        check_early(config.model.model)
         return asyncio.run(_run_file(config, args, params))
+    check_early(config.model.model)
     if prompt is None:
         if sys.stdin.isatty():
             raise ConfigError('no prompt: `octavo generate "TEXT"`, or pipe one in')

@@ -55,6 +55,17 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def check_early(model: str) -> None:
+    """Refuse a model that is nowhere, or of no known kind, before seconds go into loading libraries.
+
+    Hub ids are left to whoever loads, who fetches them. Raises LoadError.
+    """
+    from octavo.engine.locate import HUB_ID, locate
+
+    if Path(model).expanduser().exists() or not HUB_ID.fullmatch(model):
+        Arch.from_file(locate(model).config)
+
+
 def _bundled() -> Iterator[Found]:
     for name in bundled.names():
         yield look(name, "bundled", bundled.path(name))

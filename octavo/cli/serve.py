@@ -15,6 +15,7 @@ import json
 import sys
 
 from octavo.cli import output, settings
+from octavo.cli.models import check_early
 from octavo.config import SECTIONS
 from octavo.link import frames
 from octavo.units import format_bytes, format_seconds
@@ -32,6 +33,7 @@ def run(args: argparse.Namespace) -> int:
     from octavo.server.run import serve
 
     found = settings.read(args)
+    check_early(found.engine.model.model)
     if found.server.host not in ("127.0.0.1", "localhost", "::1") and not found.server.api_key:
         print(
             f"octavo: anybody who can reach {found.server.host} may use this server; set --api-key to change that",

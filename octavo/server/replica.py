@@ -93,12 +93,12 @@ class Replica:
 
     async def kill(self) -> None:
         """End the process now, if it has not ended. Only ever this object's own child."""
-        if self._channel is not None:
-            await self._channel.close()
         if self._process is not None and self._process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 self._process.kill()
             await self._process.wait()
+        if self._channel is not None:
+            await self._channel.close()
 
     async def _connected(self, socket: Path) -> Channel[frames.ToFront]:
         """Listen on a socket in a folder only this user can enter, start the process, wait for it to come."""

@@ -7,7 +7,7 @@ several has "#i" in front when i > 0. Commands in the prompt change what happens
     !refuse    refused as too long                             !busy      refused with a time to come back
     !forever   goes on until cancelled                         !slow      a pause between tokens
     !wait      accepted and then silent until cancelled        !garbage   bytes that are no frame
-    !stray     a frame that makes no sense here
+    !stray     a frame that makes no sense here                !gate=F    waits until there is a file F
 """
 
 from __future__ import annotations
@@ -100,6 +100,10 @@ class FakeEngine:
                 self._channel._writer.write(b"\xff" * 64)
             if "!stray" in prompt:
                 await self._channel.send(frames.Loading(phase="again"))
+            if "!gate=" in prompt:
+                gate = Path(prompt.rpartition("!gate=")[2].split()[0])
+                while not gate.exists():
+                    await asyncio.sleep(0.01)
             if "!wait" in prompt:
                 await asyncio.sleep(3600)
             for index in range(submit.params.n):
@@ -257,4 +261,7 @@ if __name__ == "__main__":
     parser.add_argument("--epoch", type=int)
     chosen = parser.parse_args()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    sys.exit(asyncio.run(main(chosen.socket, chosen.epoch)))
+    try:
+        sys.exit(asyncio.run(main(chosen.socket, chosen.epoch)))
+    except LinkError:
+        sys.exit(4)

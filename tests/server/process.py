@@ -29,15 +29,15 @@ class Served:
     ready_line: str
 
     def get(self, path: str, **more: Any) -> httpx.Response:
-        return httpx.get(self.url + path, timeout=20, **more)
+        return httpx.get(self.url + path, timeout=60, **more)
 
     def post(self, path: str, json: object = None, **more: Any) -> httpx.Response:
-        return httpx.post(self.url + path, json=json, timeout=20, **more)
+        return httpx.post(self.url + path, json=json, timeout=60, **more)
 
     def health(self) -> dict[str, Any]:
         return dict(self.get("/health").json())
 
-    def until(self, true: Callable[[dict[str, Any]], bool], within_s: float = 20.0) -> dict[str, Any]:
+    def until(self, true: Callable[[dict[str, Any]], bool], within_s: float = 60.0) -> dict[str, Any]:
         """Health as soon as it satisfies `true`; fails with the last one when it never does."""
         deadline_s = time.monotonic() + within_s
         while True:
