@@ -8,7 +8,7 @@ import tokenizers
 from tokenizers import models
 
 from octavo.codec.tokenizer import MAX_CHARS, Tokenizer
-from octavo.errors import RequestError
+from octavo.errors import PromptTooLong, RequestError
 
 
 class NumberTokenizer(Tokenizer):
@@ -18,9 +18,20 @@ class NumberTokenizer(Tokenizer):
         words = {str(token): token for token in range(vocab_size)}
         super().__init__(tokenizers.Tokenizer(models.WordLevel(words)), end_ids=end_ids)
 
-    def encode(self, text: str, add_special_tokens: bool = True, *, max_chars: int = MAX_CHARS) -> list[int]:
+    def encode(
+        self,
+        text: str,
+        add_special_tokens: bool = True,  # noqa: ARG002
+        *,
+        max_chars: int = MAX_CHARS,
+    ) -> list[int]:
         """Token ids of numbers. There are no special tokens to add. Raises RequestError for any other word."""
-        words = text[: max_chars + 1].split()
+        if len(text) > max_chars:
+            raise PromptTooLong(
+                f"the prompt has {len(text)} characters, at most {max_chars} are read; shorten it",
+                param="prompt",
+            )
+        words = text.split()
         for word in words:
             if not (word.isascii() and word.isdigit() and int(word) < self.vocab_size):
                 raise RequestError(
