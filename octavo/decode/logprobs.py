@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -33,7 +34,7 @@ def describe(row: Tensor, token: int, num_top: int) -> Choice:
     """What is reported of `token`, given its row [V] of raw float32 logits and nothing else."""
     logprobs = row.log_softmax(-1)
     own = logprobs[token]
-    rank = 1 + int((logprobs > own).sum()) + int((logprobs[:token] == own).sum())
+    rank = 1 + int((logprobs > own).count_nonzero()) + int((logprobs[:token] == own).count_nonzero())
     top: tuple[tuple[int, float], ...] = ()
     if num_top:
         ids, values = highest(logprobs, min(num_top, logprobs.numel()))
@@ -59,9 +60,9 @@ def prompt_logprobs(logits: Tensor, next_tokens: Sequence[int], num_top: int) ->
 
 def check_row(row: Tensor) -> None:
     """Raises BadLogits unless the row [V] has a finite maximum and no NaN."""
-    if bool(row.isnan().any()):
-        raise BadLogits(f"{int(row.isnan().sum())} of {row.numel()} logits are NaN")
-    top = float(row.max())
+    top = float(row.amax(-1))  # NaN when any entry is
+    if math.isnan(top):
+        raise BadLogits(f"{int(row.isnan().count_nonzero())} of {row.numel()} logits are NaN")
     if top == float("inf"):
         raise BadLogits("a logit is +inf")
     if top == float("-inf"):
