@@ -26,7 +26,7 @@ def select(row: Tensor, top_k: int, top_p: float, min_p: float) -> tuple[Tensor,
         likely = (values - values.max()).double().exp() >= min_p
         ids, values = ids[likely], values[likely]
     finite = values > float("-inf")
-    return ids[finite], values[finite]
+    return (ids, values) if bool(finite.all()) else (ids[finite], values[finite])
 
 
 def highest(row: Tensor, k: int) -> tuple[Tensor, Tensor]:
