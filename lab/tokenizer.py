@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 SPECIAL = ("<|pad|>", "<|bos|>", "<|eos|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
 PAD_ID, BOS_ID, EOS_ID, SYSTEM_ID, USER_ID, ASSISTANT_ID, END_ID = range(len(SPECIAL))
@@ -42,8 +42,16 @@ def train(texts: Iterable[str]) -> Tokenizer:
 
 
 def save(tokenizer: Tokenizer, folder: Path, max_tokens: int) -> None:
-    """Write tokenizer.json, tokenizer_config.json and generation_config.json."""
-    tokenizer.save(str(folder / "tokenizer.json"))
+    """Write tokenizer.json, tokenizer_config.json and generation_config.json.
+
+    As shipped, a text encoded with special tokens opens with the start token, as every training row did.
+    """
+    shipped = Tokenizer.from_str(tokenizer.to_str())
+    start = SPECIAL[BOS_ID]
+    shipped.post_processor = processors.TemplateProcessing(
+        single=f"{start} $A", pair=f"{start} $A $B", special_tokens=[(start, BOS_ID)]
+    )
+    shipped.save(str(folder / "tokenizer.json"))
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": max_tokens,
@@ -52,7 +60,6 @@ def save(tokenizer: Tokenizer, folder: Path, max_tokens: int) -> None:
         "pad_token": "<|pad|>",
         "additional_special_tokens": [t for t in SPECIAL if t not in ("<|pad|>", "<|bos|>", "<|end|>")],
         "clean_up_tokenization_spaces": False,
-        "add_bos_token": False,
         "chat_template": CHAT_TEMPLATE,
     }
     generation = {

@@ -57,6 +57,7 @@ def test_transformers_loads_the_folder(loaded, small_tokenizer):
     assert (loaded.pad_token_id, loaded.bos_token_id, loaded.eos_token_id) == (0, 1, 6)
     text = "def f(x):\n    return x ** 2  # é"
     assert loaded.encode(text, add_special_tokens=False) == small_tokenizer.encode(text).ids
+    assert loaded.encode(text) == [tokenizer.BOS_ID, *small_tokenizer.encode(text).ids]
 
 
 def test_the_template_frames_turns_as_training_does(loaded, batches):
