@@ -149,7 +149,8 @@ def _say(partner: Partner, messages: Messages, as_json: bool) -> str:
         shown = [f"{num_tokens} tokens"]
         shown += [format_rate(speed, "tok")] if speed else []
         shown += [f"first after {format_seconds(ttft_s)}"] if ttft_s is not None else []
-        print(f"\n({', '.join(shown)})", file=sys.stderr)
+        print(flush=True)
+        print(f"({', '.join(shown)})", file=sys.stderr)
     return text
 
 

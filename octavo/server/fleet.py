@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from octavo.api.faults import HttpError
 from octavo.config import EngineConfig
-from octavo.errors import OctavoError
+from octavo.errors import LoadError, OctavoError
 from octavo.link import frames
 from octavo.link.wire import LinkError
 from octavo.obs.log import Log
@@ -130,7 +130,13 @@ class Fleet:
             on_loading(progress)
 
         self._replica = Replica(self._config, self.epoch, self._command)
-        self.ready = await self._replica.start(note)
+        ready = await self._replica.start(note)
+        if self.ready is not None and ready.fingerprint != self.ready.fingerprint:
+            await self._replica.kill()
+            raise LoadError(
+                f"the weights of {ready.model} on disk are not those this server was started with; start it anew"
+            )
+        self.ready = ready
         self._stepped_at_s = time.monotonic()
         self.stats = None
         self.phase = Phase.READY

@@ -237,7 +237,7 @@ async def main(socket: Path, epoch: int) -> int:
             model="fake",
             model_path=model if has_files else None,
             tokenizer_path=model if has_files else None,
-            fingerprint="ab" * 16,
+            fingerprint="ab" * 16 if model != "swapped" or epoch == 0 else "cd" * 16,
             dtype="float32",
             device="cpu",
             vocab_size=tokenizer.vocab_size,

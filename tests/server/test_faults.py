@@ -122,6 +122,16 @@ def test_while_the_engine_restarts_requests_are_refused_with_a_time():
         assert before.json()["choices"] == after.json()["choices"]
 
 
+def test_other_weights_under_the_same_name_are_not_served_on():
+    with serving(["swapped"]) as served:
+        (engine,) = children(served.process.pid)
+        os.kill(engine, signal.SIGKILL)
+        health = served.until(lambda health: "weights" in (health["engine"]["last_failure"] or ""))
+        assert "start it anew" in health["engine"]["last_failure"]
+        assert health["status"] == "restarting"
+        assert served.post("/v1/completions", {"prompt": [1]}).status_code == 503
+
+
 @pytest.mark.parametrize(
     ("model", "code", "words"),
     [

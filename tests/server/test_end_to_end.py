@@ -1,0 +1,197 @@
+"""The real engine behind the real server, with the bundled model: what arrives is what the engine computes."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import openai
+import pytest
+
+from octavo import LLM, SamplingParams
+from tests.server.process import Served, serving
+from tests.server.test_faults import children
+
+REAL = (sys.executable, "-m", "octavo", "serve")
+SETTINGS = {"num_kv_blocks": 512, "num_threads": 1, "max_num_seqs": 16}
+FLAGS = [f"--{name.replace('_', '-')}={value}" for name, value in SETTINGS.items()]
+QUESTION = [{"role": "user", "content": "What does textwrap.dedent do?"}]
+
+
+@pytest.fixture(scope="module")
+def real() -> Iterator[Served]:
+    with serving(FLAGS, REAL) as served:
+        yield served
+
+
+@pytest.fixture(scope="module")
+def llm() -> Iterator[LLM]:
+    with LLM(**SETTINGS) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def client(real: Served) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=real.url + "/v1", api_key="none", max_retries=0, timeout=120) as made:
+        yield made
+
+
+def test_ready_names_the_model_and_the_blocks(real):
+    assert real.ready_line == f"ready: {real.url} (model quire, kv 511 blocks)\n"
+    assert real.get("/v1/models").json()["data"][0]["max_model_len"] == 2048
+
+
+def test_a_greedy_chat_is_the_engines_own_answer(client, llm):
+    want = llm.chat(QUESTION, SamplingParams(temperature=0.0, max_tokens=40, logprobs=2))[0]
+    got = client.chat.completions.create(
+        model="quire", messages=QUESTION, temperature=0, max_tokens=40, logprobs=True, top_logprobs=2,
+        extra_body={"return_token_ids": True},
+    )  # fmt: skip
+    (choice,) = got.choices
+    assert choice.message.content == want.outputs[0].text
+    assert choice.finish_reason == want.outputs[0].finish_reason
+    assert choice.token_ids == want.outputs[0].token_ids
+    assert got.usage.prompt_tokens == len(want.prompt_token_ids)
+    assert got.usage.completion_tokens == len(want.outputs[0].token_ids)
+    expected = [
+        entry[token].logprob for entry, token in zip(want.outputs[0].logprobs, choice.token_ids, strict=True)
+    ]
+    assert [entry.logprob for entry in choice.logprobs.content] == expected, "to the last bit"
+    for entry, dense in zip(choice.logprobs.content, want.outputs[0].logprobs, strict=True):
+        best = sorted((one.logprob for one in dense.values() if one.rank <= 2), reverse=True)
+        assert [top.logprob for top in entry.top_logprobs] == best
+
+
+def test_a_stream_adds_up_to_the_whole_answer(client):
+    ask = {"model": "quire", "messages": QUESTION, "temperature": 0, "max_tokens": 40}
+    whole = client.chat.completions.create(**ask)
+    chunks = list(client.chat.completions.create(**ask, stream=True, stream_options={"include_usage": True}))
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks[:-1])
+    assert text == whole.choices[0].message.content
+    assert chunks[-2].choices[0].finish_reason == whole.choices[0].finish_reason
+    assert chunks[-1].usage.completion_tokens == whole.usage.completion_tokens
+
+
+def test_sampled_answers_do_not_depend_on_company(real, llm):
+    prompts = [f"def function_{i}(" for i in range(12)]
+    params = {"max_tokens": 24, "temperature": 0.9, "top_p": 0.95}
+    alone = [
+        llm.generate(prompt, SamplingParams(seed=i, **params))[0].outputs[0].token_ids
+        for i, prompt in enumerate(prompts)
+    ]
+
+    async def together() -> list[list[int]]:
+        async with openai.AsyncOpenAI(
+            base_url=real.url + "/v1", api_key="x", max_retries=0, timeout=120
+        ) as client:
+            answers = await asyncio.gather(
+                *[
+                    client.completions.create(
+                        model="quire", prompt=prompt, seed=i, extra_body={"return_token_ids": True}, **params
+                    )
+                    for i, prompt in enumerate(prompts)
+                ]
+            )
+        return [answer.choices[0].token_ids for answer in answers]
+
+    assert asyncio.run(together()) == alone
+
+
+def test_several_choices_best_of_and_beams(client, llm):
+    prompt, fields = "import os", {"max_tokens": 12, "temperature": 0.8, "seed": 5}
+    want = llm.generate(prompt, SamplingParams(n=3, **fields))[0]
+    got = client.completions.create(model="quire", prompt=prompt, n=3, **fields)
+    assert [choice.text for choice in got.choices] == [one.text for one in want.outputs]
+    want = llm.generate(prompt, SamplingParams(n=1, best_of=3, **fields))[0]
+    got = client.completions.create(model="quire", prompt=prompt, best_of=3, **fields)
+    assert [choice.text for choice in got.choices] == [one.text for one in want.outputs]
+    want = llm.generate(prompt, SamplingParams(n=2, beam_width=3, max_tokens=8))[0]
+    got = client.completions.create(
+        model="quire", prompt=prompt, n=2, max_tokens=8, extra_body={"beam_width": 3}
+    )
+    assert [choice.text for choice in got.choices] == [one.text for one in want.outputs]
+
+
+def test_scoring_a_text_gives_the_engines_prompt_logprobs(client, llm):
+    text = "def main() -> None:"
+    want = llm.generate(text, SamplingParams(max_tokens=1, prompt_logprobs=1))[0]
+    got = client.completions.create(model="quire", prompt=text, echo=True, logprobs=1, max_tokens=0)
+    logprobs = got.choices[0].logprobs
+    expected = [
+        None if entry is None else entry[token].logprob
+        for entry, token in zip(want.prompt_logprobs, want.prompt_token_ids, strict=True)
+    ]
+    assert logprobs.token_logprobs == expected
+    assert got.choices[0].text == text
+
+
+def test_stop_texts_and_the_window(client):
+    ask = {"model": "quire", "temperature": 0}
+    whole = client.completions.create(prompt="def add(a, b):", max_tokens=24, **ask).choices[0].text
+    stop = whole[6:9]
+    cut = client.completions.create(prompt="def add(a, b):", max_tokens=24, stop=stop, **ask).choices[0]
+    assert cut.text == whole[: whole.index(stop)]
+    assert cut.finish_reason == "stop"
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.completions.create(prompt=[5] * 2048, max_tokens=1, **ask)
+    assert caught.value.code == "context_length_exceeded"
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.completions.create(prompt=[10**6], max_tokens=1, **ask)
+    assert (caught.value.code, caught.value.param) == ("invalid_value", "prompt")
+
+
+def test_a_second_question_reads_the_first_ones_cache(real):
+    body = {"prompt": "x = 1\n" * 60, "max_tokens": 1}
+    first, second = (real.post("/v1/completions", body).json()["usage"] for _ in range(2))
+    assert first["prompt_tokens_details"]["cached_tokens"] == 0
+    assert second["prompt_tokens_details"]["cached_tokens"] >= second["prompt_tokens"] - 16
+    salted = real.post("/v1/completions", {**body, "cache_salt": "mine"}).json()["usage"]
+    assert salted["prompt_tokens_details"]["cached_tokens"] == 0
+
+
+def test_a_client_that_leaves_frees_its_blocks(real):
+    body = {"prompt": "while True:", "max_tokens": 1500, "stream": True}
+    with httpx.stream(
+        "POST", real.url + "/v1/completions", json={**body, "ignore_eos": True}, timeout=60
+    ) as answer:
+        next(answer.iter_lines())
+    health = real.until(lambda health: health["requests"] == 0 and health["engine"]["running"] == 0)
+    assert health["engine"]["waiting"] == 0
+
+
+def test_the_chat_command_talks_to_the_server(real):
+    done = subprocess.run(
+        [sys.executable, "-m", "octavo", "chat", "--url", real.url, "--max-tokens", "12"],
+        input="What does os.getcwd do?\n/reset\nWhat does os.getcwd do?\n",
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    first, second = done.stdout.splitlines()[:2]
+    assert first == second, "greedy, and the conversation was reset"
+    assert "tok/s" in done.stderr
+
+
+def test_a_killed_engine_comes_back_with_the_same_answers(real, client):
+    ask = {"model": "quire", "messages": QUESTION, "temperature": 0, "max_tokens": 16}
+    before = client.chat.completions.create(**ask)
+    (engine,) = children(real.process.pid)
+    os.kill(engine, signal.SIGKILL)
+    real.until(lambda health: health["engine"]["restarts"] == 1 and health["status"] == "ready", 120)
+    after = client.chat.completions.create(**ask)
+    assert after.choices == before.choices
+    assert after.system_fingerprint == before.system_fingerprint
+
+
+def test_a_served_process_holds_no_torch(real):
+    (engine,) = children(real.process.pid)
+    front_maps, engine_maps = (Path(f"/proc/{pid}/maps").read_text() for pid in (real.process.pid, engine))
+    assert "libtorch" not in front_maps
+    assert "libtorch" in engine_maps
