@@ -64,6 +64,8 @@ class Generation(msgspec.Struct, frozen=True, kw_only=True):
 
         Raises RequestError with the field's name as `param`.
         """
+        if self.stream_options is not None and not self.stream:
+            raise RequestError("stream_options needs stream to be true", param="stream_options")
         fields: dict[str, Any] = {name: getattr(self, name) for name in _SAMPLED}
         fields["logit_bias"] = _token_bias(self.logit_bias)
         fields["stop"] = _stops(self.stop)

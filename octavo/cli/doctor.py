@@ -9,7 +9,6 @@ import argparse
 import importlib.util
 import platform
 import shutil
-import socket
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -116,7 +115,7 @@ def _port(server: ServerConfig) -> Iterator[Finding]:
 
     try:
         bind(server.host, server.port).close()
-    except (ConfigError, socket.gaierror) as error:
+    except ConfigError as error:
         fix = f"choose another: octavo serve --port 0, or see who listens: ss -ltnp 'sport = :{server.port}'"
         yield Finding(WARNING, "port", str(error), fix)
         return

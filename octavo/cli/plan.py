@@ -18,6 +18,7 @@ from octavo.units import format_bytes, format_count
 
 if TYPE_CHECKING:
     from octavo.arch import Arch
+    from octavo.config import EngineConfig
     from octavo.engine.resolve import Resolved
 
 
@@ -31,22 +32,29 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from octavo.arch import Arch
-    from octavo.engine.machine import read_machine
-    from octavo.engine.resolve import resolve
-
-    config = settings.read(args).engine
-    device = "cpu" if config.runtime.device == "auto" else config.runtime.device
-    if device != "cpu" and config.kv.memory_limit is None:
-        raise ConfigError(f"--device {device} needs --memory-limit here: a plan does not ask the device")
-    arch = Arch.from_file(_config_file(config.model.model))
-    machine = read_machine()
-    resolved = resolve(config, arch, machine, device=device, free_bytes=machine.available_bytes)
+    arch, resolved = look_ahead(settings.read(args).engine)
     if args.json:
         output.print_json(_as_json(arch, resolved))
     else:
         _print(arch, resolved)
     return 0
+
+
+def look_ahead(config: EngineConfig) -> tuple[Arch, Resolved]:
+    """The model in numbers and every open setting settled, from config.json and this machine alone.
+
+    Raises LoadError, and ConfigError for what does not fit.
+    """
+    from octavo.arch import Arch
+    from octavo.engine.machine import read_machine
+    from octavo.engine.resolve import resolve
+
+    device = "cpu" if config.runtime.device == "auto" else config.runtime.device
+    if device != "cpu" and config.kv.memory_limit is None:
+        raise ConfigError(f"--device {device} needs --memory-limit here: a plan does not ask the device")
+    arch = Arch.from_file(_config_file(config.model.model))
+    machine = read_machine()
+    return arch, resolve(config, arch, machine, device=device, free_bytes=machine.available_bytes)
 
 
 def _config_file(model: str) -> Path:

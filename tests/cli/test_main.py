@@ -134,6 +134,18 @@ def test_config_says_where_values_come_from(monkeypatch, capsys):
     assert "secret" not in text + json.dumps(found)
 
 
+def test_config_settles_what_is_open_and_says_why(capsys):
+    assert cli.main(["config", "--resolve", "--json", "--max-num-seqs", "4"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["dtype"]["value"] == "bfloat16"
+    assert found["max_model_len"] == {"value": "2048", "because": "positions the model was made for"}
+    assert found["max_num_seqs"] == {"value": 4}
+    assert cli.main(["config", "--resolve", "--origin"]) == 0
+    header, *rows = capsys.readouterr().out.splitlines()
+    assert header.split() == ["setting", "value", "origin", "because"]
+    assert any("positions the model was made for" in row for row in rows)
+
+
 def test_an_unknown_variable_is_an_error(monkeypatch, capsys):
     monkeypatch.setenv("OCTAVO_BLOK_SIZE", "9")
     assert cli.main(["config"]) == 2
