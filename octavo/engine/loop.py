@@ -193,6 +193,9 @@ class Engine:
                 self._launch(self._planned())
         else:
             self._launch(ahead)
+        if self._flight is None and self._tracked and not updates:
+            self._failure = Bug(f"{len(self._tracked)} requests wait, and the scheduler plans nothing")
+            self._raise_failure()
         return updates
 
     def _carried_out(self, step: Step, future: Future[StepResult]) -> StepResult:
