@@ -60,7 +60,8 @@ class PrefixUnderWay:
     lets_others_pass: bool = True
 
     def allows(self, sequence: Sequence, draft: Draft) -> str | None:
-        if sequence.awaits_key is not None and sequence.awaits_key in self.cache.computing:
+        priority = sequence.request.priority
+        if sequence.awaits_key is not None and self.cache.is_under_way(sequence.awaits_key, priority):
             return PREFIX_UNDER_WAY
         sequence.awaits_key = None
         report = draft.hit(sequence).report
@@ -68,10 +69,10 @@ class PrefixUnderWay:
             return None
         under_way = 0
         for key in sequence.keys[report.num_blocks :]:
-            if key not in self.cache.computing:
+            if not self.cache.is_under_way(key, priority):
                 break
             under_way += self.block_tokens
-        if 2 * under_way < len(sequence.tokens) - report.num_blocks * self.block_tokens:
+        if not under_way or 2 * under_way < len(sequence.tokens) - report.num_blocks * self.block_tokens:
             return None
         sequence.awaits_key = sequence.keys[report.num_blocks]
         return PREFIX_UNDER_WAY

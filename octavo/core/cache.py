@@ -87,7 +87,7 @@ class PrefixCache:
         self.step_number = 0
         self.node_of: dict[int, Node[int]] = {}
         self.pinned: dict[int, int] = {}
-        self.computing: dict[bytes, int] = {}
+        self.computing: dict[bytes, list[int]] = {}
         self.enabled = enabled
         self.max_pinned_blocks = max_pinned_blocks
         self._block_tokens = block_tokens
@@ -261,8 +261,12 @@ class PrefixCache:
         first, last = sequence.num_published, len(sequence.tokens) // self._block_tokens
         self.extend_keys(sequence.seed, sequence.tokens, sequence.keys, last)
         for key in sequence.keys[first:last]:
-            self.computing[key] = self.computing.get(key, 0) + 1
+            self.computing.setdefault(key, []).append(sequence.request.priority)
         sequence.computing = (first, last)
+
+    def is_under_way(self, key: bytes, priority: int) -> bool:
+        """Somebody of that priority or better is about to publish this block."""
+        return key in self.computing and min(self.computing[key]) <= priority
 
     def withdraw(self, sequence: Sequence) -> None:
         """`sequence` lost its memory or ended: it computes nothing any more."""
@@ -271,7 +275,7 @@ class PrefixCache:
     def _computed(self, sequence: Sequence, count: int) -> None:
         first, last = sequence.computing
         for key in sequence.keys[first : min(count, last)]:
-            self.computing[key] -= 1
+            self.computing[key].remove(sequence.request.priority)
             if not self.computing[key]:
                 del self.computing[key]
         sequence.computing = (max(first, min(count, last)), last)

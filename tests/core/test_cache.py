@@ -214,6 +214,18 @@ def test_a_prefix_under_way_is_not_waited_for_when_it_saves_little():
     )
 
 
+def test_nobody_waits_for_a_prefix_under_way_at_worse_priority():
+    """Those who compute it may themselves have to let others go first."""
+    world = World(limits(num_blocks=65, max_num_batched_tokens=64, max_chunk_tokens=8))
+    world.submit(request("a", range(16), priority=1))
+    world.plan()
+    world.submit(request("same", range(15), priority=1))
+    world.submit(request("better", range(15)))
+    assert [piece.seq_id for piece in world.plan().slices] == [2, 0]
+    assert world.sequence("same").wait_reason == "another sequence is computing its prefix right now"
+    world.drain()
+
+
 def test_those_who_wait_for_a_prefix_let_others_pass_and_go_on_when_it_is_cancelled():
     world = World(limits(num_blocks=65, max_num_batched_tokens=24, max_chunk_tokens=8))
     world.submit(request("a", range(16)))

@@ -204,6 +204,6 @@ def test_what_is_left_when_everybody_has_gone_is_found():
     world = World(limits())
     world.submit(request("a", range(9), max_tokens=1))
     world.drain()
-    world.scheduler.cache.computing[b"key"] = 1
+    world.scheduler.cache.computing[b"key"] = [0]
     with pytest.raises(Bug, match="I6: prefixes are announced"):
         world.scheduler.check()

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -22,6 +21,14 @@ from pathlib import Path
 from tests.mutants.catalogue import MUTANTS, Mutant
 
 ROOT = Path(__file__).resolve().parents[2]
+START = """
+import sys
+sys.meta_path[:] = [finder for finder in sys.meta_path if "editable" not in type(finder).__module__]
+sys.path.insert(0, {folder!r})
+import octavo, tests.core.world, pytest
+assert octavo.__file__.startswith({folder!r}) and tests.core.world.__file__.startswith({folder!r})
+sys.exit(pytest.main(sys.argv[1:]))
+"""
 FIRST = ["tests/core/test_golden.py", "tests/core/test_machine.py", "tests/core/test_progress.py"]
 COPIED = ["octavo/__init__.py", "octavo/errors.py", "octavo/core", "tests/core", "tests/oracles/shadow.py"]
 
@@ -54,22 +61,11 @@ def verdict(mutant: Mutant | None, seconds: float, tests: list[str] | None = Non
         prepare(mutant, folder)
         rest = sorted(str(path.relative_to(folder)) for path in (folder / "tests/core").glob("test_*.py"))
         chosen = tests or [*FIRST, *(path for path in rest if path not in FIRST)]
-        command = [
-            sys.executable,
-            "-m",
-            "pytest",
-            "-x",
-            "-q",
-            "--import-mode=importlib",
-            "-p",
-            "no:cacheprovider",
-        ]
-        environment = os.environ | {"PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}
+        options = ["-x", "-q", "--import-mode=importlib", "-p", "no:cacheprovider", "--rootdir", name]
         try:
             done = subprocess.run(
-                [*command, "--rootdir", name, *chosen],
+                [sys.executable, "-c", START.format(folder=name), *options, *chosen],
                 cwd=folder,
-                env=environment,
                 capture_output=True,
                 text=True,
                 timeout=seconds,
@@ -79,7 +75,7 @@ def verdict(mutant: Mutant | None, seconds: float, tests: list[str] | None = Non
             return "timeout"
     if done.returncode == 0:
         return None
-    found = re.search(r"^(?:FAILED|ERROR) (\S+)", done.stdout, re.MULTILINE)
+    found = re.search(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", done.stdout, re.MULTILINE)
     if found is None:
         raise RuntimeError(f"the tests did not run:\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}")
     return found.group(1)
