@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -17,15 +16,14 @@ from octavo.api.common import Usage
 from octavo.api.parse import parse, warning
 from octavo.codec.chat import chat_prompt
 from octavo.core.sequence import SamplingParams
-from octavo.errors import OctavoError, RequestError
+from octavo.errors import RequestError
 from octavo.link import frames
 from octavo.server import answers
 from octavo.server.bodies import read_body
-from octavo.server.events import EventStream, watching
 from octavo.server.front import Front, namespace_of
-from octavo.server.gate import json_response
 from octavo.server.logprobs import chat_logprobs
 from octavo.server.running import Running
+from octavo.server.writer import Writer, respond
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,22 +41,10 @@ async def chat_completions(request: Request) -> Response:
     front: Front = request.state.front
     body = await read_body(request, front.config.max_body_bytes)
     call = await front.off_loop(lambda: _read(front, body))
-    running = front.request(
-        [call.token_ids],
-        call.params,
-        priority=call.request.priority or 0,
-        namespace=namespace_of(request.state.api_key, call.request.cache_salt),
-    )
-    writer = _Writer(front, call, running)
-    async with watching(request.receive, running.abandon):
-        await front.admit(running)
-        if call.request.stream:
-            return EventStream(writer.events(), running, front.finish, call.headers)
-        try:
-            (answer,) = await answers.collect(running)
-            return json_response(writer.whole(answer), headers=call.headers)
-        finally:
-            front.finish(running)
+    asked = call.request
+    namespace = namespace_of(request.state.api_key, asked.cache_salt)
+    running = front.request([call.token_ids], call.params, priority=asked.priority or 0, namespace=namespace)
+    return await respond(request, _ChatWriter(front, call, running), call.headers)
 
 
 def _read(front: Front, body: bytes) -> Call:
@@ -79,33 +65,27 @@ def _read(front: Front, body: bytes) -> Call:
     return Call(asked, params, token_ids, warning(idle))
 
 
-class _Writer:
-    """Turns frames into chat objects."""
+class _ChatWriter(Writer):
+    """Chat objects: roles first, then deltas."""
 
     def __init__(self, front: Front, call: Call, running: Running) -> None:
-        self._front = front
+        super().__init__(front, call.request, running, "chatcmpl")
         self._call = call
-        self._running = running
-        self._id = f"chatcmpl-{running.submits[0].request_id}"
-        self._usage = answers.RunningUsage(running)
-        self._created = int(time.time())
-        self._fingerprint = front.fingerprint
 
-    def whole(self, answer: answers.Answer) -> ChatCompletion:
-        """The answer in one piece."""
+    def whole(self, got: Sequence[answers.Answer]) -> ChatCompletion:
+        (answer,) = got
         asked = self._call.request
-        with_ids = bool(asked.return_token_ids)
         prompt_logprobs = None
         if asked.prompt_logprobs is not None and answer.prompt_logprobs is not None:
-            prompt_logprobs = answers.wire_prompt_logprobs(answer.prompt_logprobs, self._front.tokenizer)
+            prompt_logprobs = answers.wire_prompt_logprobs(answer.prompt_logprobs, self.front.tokenizer)
         return ChatCompletion(
-            id=self._id,
-            created=self._created,
-            model=self._front.card.id,
+            id=self.id,
+            created=self.created,
+            model=self.front.card.id,
             choices=[self._choice(index, answer.choices[index]) for index in sorted(answer.choices)],
-            usage=answers.usage_of(self._running, [answer]),
-            system_fingerprint=self._fingerprint,
-            prompt_token_ids=list(self._call.token_ids) if with_ids else UNSET,
+            usage=answers.usage_of(self.running, got),
+            system_fingerprint=self.fingerprint,
+            prompt_token_ids=list(self._call.token_ids) if asked.return_token_ids else UNSET,
             prompt_logprobs=UNSET if prompt_logprobs is None else prompt_logprobs,
         )
 
@@ -114,74 +94,53 @@ class _Writer:
         return Choice(
             index=index,
             message=Answer(content=choice.text),
-            logprobs=chat_logprobs(self._front.tokenizer, choice.logprobs) if asked.logprobs else None,
+            logprobs=chat_logprobs(self.front.tokenizer, choice.logprobs) if asked.logprobs else None,
             finish_reason=choice.finish_reason,
             stop_reason=choice.stop_reason,
             token_ids=choice.token_ids if asked.return_token_ids else UNSET,
         )
 
-    async def events(self) -> AsyncGenerator[bytes]:
-        """The answer as a stream: roles first, `[DONE]` at a good end, an error event at a bad one."""
-        asked = self._call.request
-        try:
-            for index in range(self._call.params.n):
-                yield self._chunk(ChunkChoice(index=index, delta=Delta(role="assistant", content="")))
-            while True:
-                update = await self._running.next(self._front.config.keep_alive_s)
-                match update:
-                    case None:
-                        yield sse.KEEP_ALIVE
-                    case frames.Delta():
-                        self._usage.add(update)
-                        if update.text or update.logprobs or asked.return_token_ids or asked.continuous_usage:
-                            yield self._chunk(self._delta(update))
-                    case frames.ChoiceEnded():
-                        answers.check_choice(update)
-                        yield self._chunk(
-                            ChunkChoice(
-                                index=update.index,
-                                delta=Delta(),
-                                finish_reason=update.finish_reason,
-                                stop_reason=update.stop_reason,
-                            )
-                        )
-                    case frames.Ended():
-                        answers.check_ended(update)
-                        self._usage.add(update)
-                        break
-            if asked.include_usage:
-                yield self._event([], self._usage.now())
-            yield sse.DONE
-        except OctavoError as error:
-            yield sse.error_event(error)
+    def opening(self) -> Iterator[bytes]:
+        for index in range(self._call.params.n):
+            yield self._chunk(ChunkChoice(index=index, delta=Delta(role="assistant", content="")))
 
-    def _delta(self, delta: frames.Delta) -> ChunkChoice:
+    def delta(self, delta: frames.Delta) -> bytes:
         logprobs = None
         if self._call.request.logprobs and delta.logprobs is not None:
-            logprobs = chat_logprobs(self._front.tokenizer, delta.logprobs)
-        return ChunkChoice(
-            index=delta.index,
-            delta=Delta(content=delta.text),
-            logprobs=logprobs,
-            token_ids=list(delta.token_ids) if self._call.request.return_token_ids else UNSET,
+            logprobs = chat_logprobs(self.front.tokenizer, delta.logprobs)
+        return self._chunk(
+            ChunkChoice(
+                index=delta.index,
+                delta=Delta(content=delta.text),
+                logprobs=logprobs,
+                token_ids=list(delta.token_ids) if self._call.request.return_token_ids else UNSET,
+            )
         )
 
+    def choice_end(self, ended: frames.ChoiceEnded) -> bytes:
+        return self._chunk(
+            ChunkChoice(
+                index=ended.index,
+                delta=Delta(),
+                finish_reason=ended.finish_reason,
+                stop_reason=ended.stop_reason,
+            )
+        )
+
+    def last(self, usage: Usage) -> bytes:
+        return self._event([], usage)
+
     def _chunk(self, choice: ChunkChoice) -> bytes:
-        usage: Usage | UnsetType | None = UNSET
-        if self._call.request.continuous_usage:
-            usage = self._usage.now()
-        elif self._call.request.include_usage:
-            usage = None
-        return self._event([choice], usage)
+        return self._event([choice], self.chunk_usage())
 
     def _event(self, choices: list[ChunkChoice], usage: Usage | UnsetType | None) -> bytes:
         return sse.event(
             ChatChunk(
-                id=self._id,
-                created=self._created,
-                model=self._front.card.id,
+                id=self.id,
+                created=self.created,
+                model=self.front.card.id,
                 choices=choices,
                 usage=usage,
-                system_fingerprint=self._fingerprint,
+                system_fingerprint=self.fingerprint,
             )
         )

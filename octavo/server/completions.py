@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from msgspec import UNSET, UnsetType
@@ -16,15 +15,16 @@ from octavo.api.completions import Choice, Completion, CompletionRequest, Logpro
 from octavo.api.parse import parse, warning
 from octavo.codec.tokenizer import Tokenizer
 from octavo.core.sequence import SamplingParams
-from octavo.errors import OctavoError, RequestError
+from octavo.errors import RequestError
 from octavo.link import frames
 from octavo.server import answers
 from octavo.server.bodies import read_body
-from octavo.server.events import EventStream, watching
 from octavo.server.front import Front, namespace_of
-from octavo.server.gate import json_response
 from octavo.server.logprobs import CompletionLogprobs
 from octavo.server.running import Running
+from octavo.server.writer import Writer, respond
+
+Pairs = Sequence[tuple[int, frames.TokenLogprob | None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,21 +43,10 @@ async def completions(request: Request) -> Response:
     front: Front = request.state.front
     body = await read_body(request, front.config.max_body_bytes)
     call = await front.off_loop(lambda: _read(front, body))
-    running = front.request(
-        call.token_ids,
-        call.params,
-        priority=call.request.priority or 0,
-        namespace=namespace_of(request.state.api_key, call.request.cache_salt),
-    )
-    writer = _Writer(front, call, running)
-    async with watching(request.receive, running.abandon):
-        await front.admit(running)
-        if call.request.stream:
-            return EventStream(writer.events(), running, front.finish, call.headers)
-        try:
-            return json_response(writer.whole(await answers.collect(running)), headers=call.headers)
-        finally:
-            front.finish(running)
+    asked = call.request
+    namespace = namespace_of(request.state.api_key, asked.cache_salt)
+    running = front.request(call.token_ids, call.params, priority=asked.priority or 0, namespace=namespace)
+    return await respond(request, _CompletionWriter(front, call, running), call.headers)
 
 
 def _read(front: Front, body: bytes) -> Call:
@@ -78,108 +67,79 @@ def _tokens(tokenizer: Tokenizer, prompt: Prompt) -> list[int]:
     return tokens
 
 
-class _Writer:
-    """Turns frames into completion objects."""
+class _CompletionWriter(Writer):
+    """Completion objects. Choice `i` of prompt `p` has index `p * n + i`."""
 
     def __init__(self, front: Front, call: Call, running: Running) -> None:
-        self._front = front
+        super().__init__(front, call.request, running, "cmpl")
         self._call = call
-        self._running = running
-        self._id = f"cmpl-{running.submits[0].request_id}"
-        self._usage = answers.RunningUsage(running)
         self._lists: dict[int, CompletionLogprobs] = {}
-        self._created = int(time.time())
-        self._fingerprint = front.fingerprint
+
+    @property
+    def waits_for_tokens(self) -> bool:
+        return not self._call.request.is_scoring
 
     def whole(self, got: Sequence[answers.Answer]) -> Completion:
-        """The answer in one piece."""
         choices = [
             self._choice(place, index, answer, answer.choices[index])
             for place, answer in enumerate(got)
             for index in sorted(answer.choices)
         ]
-        usage = answers.usage_of(self._running, got)
+        usage = answers.usage_of(self.running, got)
         if self._call.request.is_scoring:
             usage = Usage.of(usage.prompt_tokens, 0, usage.prompt_tokens_details.cached_tokens)
         return self._completion(choices, usage)
 
     def _choice(self, place: int, index: int, answer: answers.Answer, choice: answers.Choice) -> Choice:
         asked = self._call.request
-        text, token_ids, entries = choice.text, choice.token_ids, list(choice.logprobs)
-        finish_reason, stop_reason = choice.finish_reason, choice.stop_reason
         if asked.is_scoring:
-            text, token_ids, entries, finish_reason, stop_reason = "", [], [], "length", None
-        logprobs = None
-        if asked.logprobs is not None:
-            pairs: list[tuple[int, frames.TokenLogprob | None]] = []
-            if asked.echo:
-                pairs += zip(self._call.token_ids[place], answer.prompt_logprobs or (), strict=True)
-            pairs += zip(token_ids, entries, strict=True)
-            logprobs = self._logprobs(self._index(place, index), pairs)
+            choice = answers.Choice(finish_reason="length")
         prompt_logprobs = None
         if asked.prompt_logprobs is not None and answer.prompt_logprobs is not None:
-            prompt_logprobs = answers.wire_prompt_logprobs(answer.prompt_logprobs, self._front.tokenizer)
+            prompt_logprobs = answers.wire_prompt_logprobs(answer.prompt_logprobs, self.front.tokenizer)
         with_ids = bool(asked.return_token_ids)
         return Choice(
             index=self._index(place, index),
-            text=(self._prompt_text(place) if asked.echo else "") + text,
-            logprobs=logprobs,
-            finish_reason=finish_reason,
-            stop_reason=stop_reason,
-            token_ids=token_ids if with_ids else UNSET,
+            text=(self._prompt_text(place) if asked.echo else "") + choice.text,
+            logprobs=None if asked.logprobs is None else self._logprobs(place, index, answer, choice),
+            finish_reason=choice.finish_reason,
+            stop_reason=choice.stop_reason,
+            token_ids=choice.token_ids if with_ids else UNSET,
             prompt_token_ids=list(self._call.token_ids[place]) if with_ids else UNSET,
             prompt_logprobs=UNSET if prompt_logprobs is None else prompt_logprobs,
         )
 
-    async def events(self) -> AsyncGenerator[bytes]:
-        """The answer as a stream: `[DONE]` at a good end, an error event at a bad one."""
-        asked = self._call.request
-        try:
-            if asked.echo:
-                for place in range(len(self._call.prompts)):
-                    for index in range(self._call.params.n):
-                        yield self._chunk(place, index, self._prompt_text(place))
-            unfinished = 0 if asked.is_scoring else len(self._call.prompts)
-            while unfinished:
-                update = await self._running.next(self._front.config.keep_alive_s)
-                match update:
-                    case None:
-                        yield sse.KEEP_ALIVE
-                    case frames.Delta():
-                        self._usage.add(update)
-                        if update.text or update.logprobs or asked.return_token_ids or asked.continuous_usage:
-                            yield self._delta(update)
-                    case frames.ChoiceEnded():
-                        answers.check_choice(update)
-                        place = self._running.place(update)
-                        yield self._chunk(
-                            place,
-                            update.index,
-                            "",
-                            finish_reason=update.finish_reason,
-                            stop_reason=update.stop_reason,
-                        )
-                    case frames.Ended():
-                        answers.check_ended(update)
-                        self._usage.add(update)
-                        unfinished -= 1
-            if asked.is_scoring:
-                for place in range(len(self._call.prompts)):
-                    for index in range(self._call.params.n):
-                        yield self._chunk(place, index, "", finish_reason="length")
-            if asked.include_usage:
-                yield sse.event(self._completion([], self._usage.now()))
-            yield sse.DONE
-        except OctavoError as error:
-            yield sse.error_event(error)
+    def _logprobs(self, place: int, index: int, answer: answers.Answer, choice: answers.Choice) -> Logprobs:
+        """Of the prompt, when it is echoed, and of the tokens after it."""
+        pairs: list[tuple[int, frames.TokenLogprob | None]] = []
+        if self._call.request.echo:
+            pairs += zip(self._call.token_ids[place], answer.prompt_logprobs or (), strict=True)
+        pairs += zip(choice.token_ids, choice.logprobs, strict=True)
+        return self._listed(self._index(place, index), pairs)
 
-    def _delta(self, delta: frames.Delta) -> bytes:
-        place = self._running.place(delta)
+    def opening(self) -> Iterator[bytes]:
+        asked = self._call.request
+        for place in range(len(self._call.prompts) if asked.echo else 0):
+            for index in range(self._call.params.n):
+                yield self._chunk(place, index, self._prompt_text(place))
+                if asked.is_scoring:
+                    yield self._chunk(place, index, "", finish_reason="length")
+
+    def delta(self, delta: frames.Delta) -> bytes:
+        place = self.running.place(delta)
         logprobs = None
         if delta.logprobs is not None:
             pairs = list(zip(delta.token_ids, delta.logprobs, strict=True))
-            logprobs = self._logprobs(self._index(place, delta.index), pairs)
+            logprobs = self._listed(self._index(place, delta.index), pairs)
         return self._chunk(place, delta.index, delta.text, logprobs=logprobs, token_ids=delta.token_ids)
+
+    def choice_end(self, ended: frames.ChoiceEnded) -> bytes:
+        place = self.running.place(ended)
+        reason, stop = ended.finish_reason, ended.stop_reason
+        return self._chunk(place, ended.index, "", finish_reason=reason, stop_reason=stop)
+
+    def last(self, usage: Usage) -> bytes:
+        return sse.event(self._completion([], usage))
 
     def _chunk(
         self,
@@ -200,21 +160,16 @@ class _Writer:
             stop_reason=stop_reason,
             token_ids=list(token_ids) if self._call.request.return_token_ids else UNSET,
         )
-        usage: Usage | UnsetType | None = UNSET
-        if self._call.request.continuous_usage:
-            usage = self._usage.now()
-        elif self._call.request.include_usage:
-            usage = None
-        return sse.event(self._completion([choice], usage))
+        return sse.event(self._completion([choice], self.chunk_usage()))
 
     def _completion(self, choices: list[Choice], usage: Usage | UnsetType | None) -> Completion:
         return Completion(
-            id=self._id,
-            created=self._created,
-            model=self._front.card.id,
+            id=self.id,
+            created=self.created,
+            model=self.front.card.id,
             choices=choices,
             usage=usage,
-            system_fingerprint=self._fingerprint,
+            system_fingerprint=self.fingerprint,
         )
 
     def _index(self, place: int, index: int) -> int:
@@ -222,9 +177,10 @@ class _Writer:
 
     def _prompt_text(self, place: int) -> str:
         prompt = self._call.prompts[place]
-        return prompt if isinstance(prompt, str) else self._front.tokenizer.decode(prompt)
+        return prompt if isinstance(prompt, str) else self.front.tokenizer.decode(prompt)
 
-    def _logprobs(self, index: int, pairs: Sequence[tuple[int, frames.TokenLogprob | None]]) -> Logprobs:
+    def _listed(self, index: int, pairs: Pairs) -> Logprobs:
+        """The next tokens of a choice as lists; offsets go on from those before."""
         if index not in self._lists:
-            self._lists[index] = CompletionLogprobs(self._front.tokenizer, self._call.request.logprobs or 0)
+            self._lists[index] = CompletionLogprobs(self.front.tokenizer, self._call.request.logprobs or 0)
         return self._lists[index].lists(pairs)

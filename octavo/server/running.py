@@ -112,7 +112,8 @@ class Running:
             delta.request_id,
             delta.index,
         ):
-            logprobs = None if delta.logprobs is None else (last.logprobs or ()) + delta.logprobs
+            parts = [part for part in (last.logprobs, delta.logprobs) if part is not None]
+            logprobs = tuple(entry for part in parts for entry in part) if parts else None
             self._waiting[-1] = msgspec.structs.replace(
                 last,
                 text=last.text + delta.text,

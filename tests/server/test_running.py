@@ -50,6 +50,20 @@ def test_deltas_of_one_choice_that_wait_together_become_one():
     asyncio.run(scene())
 
 
+def test_text_without_tokens_takes_nothing_from_the_tokens_before_it():
+    """The last text of a choice, held back until its end, comes without tokens and without their entries."""
+
+    async def scene() -> None:
+        one = running("a")
+        entry = frames.TokenLogprob(token_id=1, logprob=-0.5)
+        one.deliver(delta("a", "x", logprobs=(entry,)))
+        one.deliver(frames.Delta(request_id="a", index=0, text="rest", token_ids=()))
+        merged = await one.next()
+        assert (merged.text, merged.token_ids, merged.logprobs) == ("xrest", (1,), (entry,))
+
+    asyncio.run(scene())
+
+
 def test_nothing_is_merged_across_an_end():
     async def scene() -> None:
         one = running("a")

@@ -1,0 +1,117 @@
+"""What both routes do with frames: send them on as events, or gather them into one answer."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+
+from msgspec import UNSET, UnsetType
+from starlette.requests import Request
+from starlette.responses import Response
+
+from octavo.api import sse
+from octavo.api.common import Generation, Usage
+from octavo.errors import OctavoError
+from octavo.link import frames
+from octavo.server import answers
+from octavo.server.events import EventStream, watching
+from octavo.server.front import Front
+from octavo.server.gate import json_response
+from octavo.server.running import Running
+
+
+class Writer(ABC):
+    """Turns the frames of one HTTP request into objects of its route.
+
+    prefix  of the answer's id
+    """
+
+    def __init__(self, front: Front, asked: Generation, running: Running, prefix: str) -> None:
+        self.front = front
+        self.asked = asked
+        self.running = running
+        self.id = f"{prefix}-{running.submits[0].request_id}"
+        self.created = int(time.time())
+        self.fingerprint = front.fingerprint
+        self.usage = answers.RunningUsage(running)
+
+    @abstractmethod
+    def whole(self, got: Sequence[answers.Answer]) -> object:
+        """The answer in one piece."""
+
+    @abstractmethod
+    def opening(self) -> Iterator[bytes]:
+        """Events that come first, before any token."""
+
+    @abstractmethod
+    def delta(self, delta: frames.Delta) -> bytes:
+        """The event of new text."""
+
+    @abstractmethod
+    def choice_end(self, ended: frames.ChoiceEnded) -> bytes:
+        """The event that gives a choice its finish reason."""
+
+    @abstractmethod
+    def last(self, usage: Usage) -> bytes:
+        """The event without choices that carries the usage."""
+
+    @property
+    def waits_for_tokens(self) -> bool:
+        """False when what was asked is answered by the opening alone."""
+        return True
+
+    def chunk_usage(self) -> Usage | UnsetType | None:
+        """What an event with choices says about usage: the counts so far, null, or nothing at all."""
+        if self.asked.continuous_usage:
+            return self.usage.now()
+        return None if self.asked.include_usage else UNSET
+
+    async def events(self) -> AsyncGenerator[bytes]:
+        """The answer as a stream: `[DONE]` at a good end, an error event at a bad one."""
+        try:
+            for event in self.opening():
+                yield event
+            unfinished = len(self.running.submits) if self.waits_for_tokens else 0
+            while unfinished:
+                update = await self.running.next(self.front.config.keep_alive_s)
+                match update:
+                    case None:
+                        yield sse.KEEP_ALIVE
+                    case frames.Delta():
+                        self.usage.add(update)
+                        if self._is_worth_an_event(update):
+                            yield self.delta(update)
+                    case frames.ChoiceEnded():
+                        answers.check_choice(update)
+                        yield self.choice_end(update)
+                    case frames.Ended():
+                        answers.check_ended(update)
+                        self.usage.add(update)
+                        unfinished -= 1
+            if self.asked.include_usage:
+                yield self.last(self.usage.now())
+            yield sse.DONE
+        except OctavoError as error:
+            yield sse.error_event(error)
+
+    def _is_worth_an_event(self, delta: frames.Delta) -> bool:
+        """A token whose characters are incomplete shows only in what counts or lists tokens."""
+        counts = self.asked.return_token_ids or self.asked.continuous_usage
+        return bool(delta.text or delta.logprobs or counts)
+
+
+async def respond(request: Request, writer: Writer, headers: Mapping[str, str]) -> Response:
+    """Run what the writer's request asks for and answer as it wants: admitted first, then 200.
+
+    Raises what refuses or ends the request before its first byte, and Gone when the client leaves.
+    """
+    front, running = writer.front, writer.running
+    async with watching(request.receive, running.abandon):
+        await front.admit(running)
+        if writer.asked.stream:
+            return EventStream(writer.events(), running, front.finish, headers)
+        try:
+            return json_response(writer.whole(await answers.collect(running)), headers=headers)
+        finally:
+            front.finish(running)
