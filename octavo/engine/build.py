@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import time
 from dataclasses import dataclass, replace
 
@@ -75,6 +76,7 @@ def build(config: EngineConfig, planned: Plan | None = None) -> Built:
     arch, limits = planned.arch, resolved.limits
     layout = DenseLayout(arch.num_kv_heads, arch.head_dim, limits.block_tokens, dtype)
     kv = KvPool(layout, arch.num_layers, limits.num_blocks, device)
+    _give_back()
     scheduler = Scheduler(replace(limits, fingerprint=model.fingerprint))
     engine = Engine(
         scheduler,
@@ -85,6 +87,13 @@ def build(config: EngineConfig, planned: Plan | None = None) -> Built:
         seed=config.model.seed,
     )
     return Built(planned, engine, model, tokenizer)
+
+
+def _give_back() -> None:
+    """Return memory that loading needed for a while to the system, where the C library can."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def read_tokenizer(location: Location, arch: Arch) -> Tokenizer:

@@ -154,7 +154,13 @@ def _memory(
 ) -> MemoryPlan:
     max_len, block_tokens = limits.max_model_len, limits.block_tokens
     weights = arch.weight_bytes(dtype)
-    workspace = workspace_bytes(arch, dtype, limits.max_num_batched_tokens, limits.max_num_seqs)
+    workspace = workspace_bytes(
+        arch,
+        dtype,
+        max_num_batched_tokens=limits.max_num_batched_tokens,
+        max_num_seqs=limits.max_num_seqs,
+        max_model_len=max_len,
+    )
     block = kv_block_bytes(arch, dtype, block_tokens)
     fits = (limit - weights - workspace) // block
     least = limits.min_blocks(max_len) + 1

@@ -11,24 +11,91 @@ from octavo.arch import Arch
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
+ROW_TILES = (4, 16, 64, 256)
+"""Row counts at which large products run; more rows go in parts, so that padding is small beside them."""
+
+ATTENTION_BYTES, ATTENTION_TILE, HEAD_WIDTHS = 8 << 20, 128, 16
+"""The attention kernel's bound of one workspace, its tile of positions, and what heads are padded to a multiple of;
+see `octavo.kernels.attention`."""
+
+LIBRARY_BYTES = 32 << 20
+"""What the tensor library's code and kernel cache take on first use, measured over a few models of 64 to 150 M
+parameters: 20 to 50 MiB."""
+
+PROMPT_ROWS = 64
+"""Prompt positions scored at a time; see `octavo.exec.runner`."""
+
 
 def kv_block_bytes(arch: Arch, dtype: str, block_tokens: int) -> int:
     """Bytes of one block in all layers: L x 2 x P x K x D x element."""
     return block_tokens * arch.kv_bytes_per_token(dtype)
 
 
-def workspace_bytes(arch: Arch, dtype: str, max_num_batched_tokens: int, max_num_seqs: int) -> int:
-    """Peak bytes of activations and logits in one step, beside weights and KV.
+def workspace_bytes(
+    arch: Arch, dtype: str, *, max_num_batched_tokens: int, max_num_seqs: int, max_model_len: int
+) -> int:
+    """Peak bytes of activations and logits in the largest step, beside weights and KV: an upper bound.
 
-    A layer holds at its widest the residual stream and its normed copy, then either queries, keys, values and
-    the attention output, or gate, up and their product (the row-fixed products may pad each once more). The
-    head computes float32 logits for sampled rows only, and a draw copies one row a few times.
+    The largest of three moments, each beside what the attention kernel keeps between calls: attention with its
+    scores and gathered keys, the widest point of the MLP, and the head with the draw. Then LIBRARY_BYTES.
     """
     element = DTYPE_BYTES[dtype]
-    attention = (3 * arch.num_heads + 2 * arch.num_kv_heads) * arch.head_dim
-    layer = 3 * arch.hidden_size + 2 * max(attention, 3 * arch.ffn_size)
-    rows = min(max_num_seqs, max_num_batched_tokens)
-    return max_num_batched_tokens * layer * element + rows * arch.vocab_size * 4 + 8 * arch.vocab_size * 8
+    rows = _padded(max_num_batched_tokens)
+    scratch, kept = _attention_bytes(arch, max_num_batched_tokens, max_model_len)
+    layer = max(
+        rows * _attention_row_bytes(arch, element) + scratch, rows * _mlp_row_bytes(arch, element) + kept
+    )
+    head = rows * arch.hidden_size * element + _head_bytes(
+        arch, element, max_num_batched_tokens, max_num_seqs
+    )
+    return max(layer, head + kept) + LIBRARY_BYTES
+
+
+def _attention_bytes(arch: Arch, num_tokens: int, max_model_len: int) -> tuple[int, int]:
+    """What attention needs beside its rows, and what of it stays for the next call.
+
+    Scores and gathered keys are bounded by ATTENTION_BYTES each, and in a small step by its positions; queries and
+    weighted values of the same products are D / ATTENTION_TILE times the scores; masks and index arrays come to
+    about one more.
+    """
+    width = -(-arch.head_dim // HEAD_WIDTHS) * HEAD_WIDTHS
+    per_position = 4 * max(2 * arch.num_heads, arch.num_kv_heads * width) + 24
+    most = min(ATTENTION_BYTES, num_tokens * (max_model_len + ATTENTION_TILE) * per_position)
+    return 3 * most * (ATTENTION_TILE + width) // ATTENTION_TILE, 3 * most
+
+
+def _attention_row_bytes(arch: Arch, element: int) -> int:
+    """Per token: residual and normed copy, positions and angles, q, k and v before and after they are turned, the
+    float32 halves in between, and the output."""
+    q_size, kv_size = arch.num_heads * arch.head_dim, arch.num_kv_heads * arch.head_dim
+    return (
+        3 * arch.hidden_size * element
+        + 32
+        + 8 * arch.head_dim
+        + (2 * q_size + 3 * kv_size) * element
+        + 14 * q_size
+    )
+
+
+def _mlp_row_bytes(arch: Arch, element: int) -> int:
+    """Per token: residual and normed copy; gate, up and their product; the sigmoid in float32. Or, where that is
+    more, the norm of a wide residual in float32."""
+    wide = 0 if element == 4 else 4
+    mlp = 2 * arch.hidden_size * element + arch.ffn_size * (3 * element + wide + 8)
+    return max(mlp, arch.hidden_size * (4 * element + 12))
+
+
+def _head_bytes(arch: Arch, element: int, num_tokens: int, max_num_seqs: int) -> int:
+    """Logits of all rows that draw and of the prompt rows scored at a time, and a draw's copies of one row."""
+    copy = 0 if element == 4 else 4
+    drawn, scored = min(max_num_seqs, num_tokens), min(PROMPT_ROWS, num_tokens)
+    logits = _padded(drawn) * element + drawn * copy + _padded(scored) * element + scored * copy
+    return logits * arch.vocab_size + 64 * arch.vocab_size
+
+
+def _padded(num_rows: int) -> int:
+    """Rows with what the row-fixed products add; see `octavo.kernels.tiles`."""
+    return next((tile for tile in ROW_TILES if tile >= num_rows), num_rows + ROW_TILES[-1] // 4)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +128,6 @@ class MemoryPlan:
         return [
             ("weights", self.weight_bytes, ""),
             ("KV cache", self.kv_bytes, kv),
-            ("workspace", self.workspace_bytes, "activations and logits of the largest step"),
+            ("workspace", self.workspace_bytes, "activations and logits of the largest step, library caches"),
             ("left", self.left_bytes, f"of a limit of {self.limit_bytes} bytes"),
         ]
