@@ -48,6 +48,8 @@ class Roster:
     """Live sequences, in two lists ordered best first: `resident` (with memory) and `waiting`.
 
     A held beam without memory is in neither list; it waits for its siblings, not for memory.
+
+    now_s  the latest time the scheduler was told
     """
 
     def __init__(self, max_num_seqs: int) -> None:
@@ -56,6 +58,7 @@ class Roster:
         self.resident: list[Sequence] = []
         self.waiting: list[Sequence] = []
         self.num_seats = 0
+        self.now_s = float("-inf")
         self.max_num_seqs = max_num_seqs
         self._num_arrivals = 0
         self._next_seq_id = 0
@@ -83,6 +86,7 @@ class Roster:
     def queue(self, sequence: Sequence) -> None:
         """Put it in the waiting list, at the place its arrival gives it."""
         sequence.state = State.WAITING
+        sequence.waits_since_s = self.now_s
         insort(self.waiting, sequence, key=_order)
 
     def seat(self, sequence: Sequence) -> None:
@@ -100,7 +104,9 @@ class Roster:
         self._reseat(group)
 
     def unqueue(self, sequence: Sequence) -> None:
+        """It waits no longer."""
         _remove(self.waiting, sequence)
+        sequence.waited_s += self.now_s - sequence.waits_since_s
 
     def is_resident(self, sequence: Sequence) -> bool:
         place = bisect_left(self.resident, sequence.order, key=_order)

@@ -24,7 +24,7 @@ from octavo.core.invariants import check
 from octavo.core.limits import Limits, check_request
 from octavo.core.planning import Planner
 from octavo.core.roster import Group, Roster
-from octavo.core.sequence import Request, Sequence, State
+from octavo.core.sequence import Request, Sequence, State, Wait
 from octavo.core.step import Event, Finished, Forked, Held, Output, Slice, Step, StepResult, Token
 from octavo.core.tables import Tables
 from octavo.errors import Bug, RequestError
@@ -90,12 +90,13 @@ class Scheduler:
         group = self.roster.groups.get(request_id)
         return list(group.members.values()) if group else []
 
-    def submit(self, request: Request, now_s: float) -> None:  # noqa: ARG002
+    def submit(self, request: Request, now_s: float) -> None:
         """Queue a request.
 
         Raises PromptTooLong when it can never fit the window or the pool, RequestError when its id is in use, its
         prompt is empty or holds no token ids, or it asks for more sequences than there are seats.
         """
+        self._at(now_s)
         if request.request_id in self.roster.groups:
             raise RequestError(
                 f"request id {request.request_id!r} is in use; choose another", param="request_id"
@@ -119,15 +120,17 @@ class Scheduler:
         )
         self.roster.queue(sequence)
 
-    def cancel(self, request_id: str, now_s: float) -> list[Event]:  # noqa: ARG002
+    def cancel(self, request_id: str, now_s: float) -> list[Event]:
         """End every live sequence of the request. No events when it is unknown or has ended."""
+        self._at(now_s)
         events = self._waiting_events()
         for sequence in self.live(request_id):
             events.append(self._end(sequence, "cancelled"))
         return events
 
-    def finish(self, seq_id: int, reason: str, now_s: float) -> list[Event]:  # noqa: ARG002
+    def finish(self, seq_id: int, reason: str, now_s: float) -> list[Event]:
         """End one sequence for a reason seen outside (a stop text, say). No events when it has ended."""
+        self._at(now_s)
         events = self._waiting_events()
         sequence = self.roster.sequences.get(seq_id)
         if sequence is not None:
@@ -146,11 +149,12 @@ class Scheduler:
         """Take a pin back. Returns how many blocks it kept, 0 when there was none."""
         return self.cache.unpin(tuple(tokens), namespace)
 
-    def plan(self, now_s: float) -> Step | None:  # noqa: ARG002
+    def plan(self, now_s: float) -> Step | None:
         """The next step, or None when nothing can be computed before a commit, an `advance` or a `submit`.
 
         At most one step may be in flight.
         """
+        self._at(now_s)
         if len(self.flights) > 1:
             raise Bug(
                 f"plan: steps {self.flights[0].step.number} and {self.flights[1].step.number} are in flight"
@@ -172,8 +176,9 @@ class Scheduler:
         self.cache.counters.computed_tokens += step.num_tokens
         return step
 
-    def commit(self, step: Step, result: StepResult, now_s: float) -> list[Event]:  # noqa: ARG002
+    def commit(self, step: Step, result: StepResult, now_s: float) -> list[Event]:
         """Take in what the oldest step in flight has produced."""
+        self._at(now_s)
         events = self._waiting_events()
         self._land(step, result)
         for piece, output in zip(step.slices, result.outputs, strict=True):
@@ -215,6 +220,7 @@ class Scheduler:
             return
         if sequence.is_beam:
             sequence.state = State.HELD
+            sequence.waits_since_s = self.roster.now_s
             events.append(Held(sequence.request.request_id, sequence.seq_id, output.payload))
         elif piece.samples == 1:
             sequence.pending -= 1
@@ -281,18 +287,43 @@ class Scheduler:
             sequence.request.request_id, sequence.seq_id, sequence.index, reason, stop_token, error
         )
 
+    def why_waiting(self, seq_id: int) -> Wait | None:
+        """Why a sequence is not being computed, and since when; None when it runs or has ended.
+
+        The head of the queue has a reason of its own; the others wait behind it.
+        """
+        sequence = self.roster.sequences.get(seq_id)
+        if sequence is None or sequence.state is State.RUNNING:
+            return None
+        if sequence.state is State.HELD:
+            return Wait("a beam waits for its siblings", sequence.waits_since_s)
+        head = self.roster.waiting[0]
+        if sequence is head:
+            because = sequence.wait_reason or "nothing has been planned since it came"
+        else:
+            name = head.request.request_id
+            because = f"request {name!r} is before it in the queue: {head.wait_reason or 'not yet planned'}"
+        return Wait(because, sequence.waits_since_s)
+
+    def _at(self, now_s: float) -> None:
+        """Time is told, never asked, and only goes forward."""
+        if now_s < self.roster.now_s:
+            raise Bug(f"time went back from {self.roster.now_s} s to {now_s} s")
+        self.roster.now_s = now_s
+
     def _waiting_events(self) -> list[Event]:
         events: list[Event] = list(self._planner.events)
         self._planner.events.clear()
         return events
 
-    def advance(self, request_id: str, beams: Ordered[tuple[int, int]], now_s: float) -> list[Event]:  # noqa: ARG002
+    def advance(self, request_id: str, beams: Ordered[tuple[int, int]], now_s: float) -> list[Event]:
         """Go on with these beams: (parent sequence id, token) each. Every live beam of the request must be held.
 
         The first child of a parent continues it in place, further ones fork from it, and a parent without a child
         ends with reason "beam". No beams end the request. Events: all Forked, then a Token per beam in the given
         order, then the Finished.
         """
+        self._at(now_s)
         events = self._waiting_events()
         group = self.roster.groups.get(request_id)
         if group is None:

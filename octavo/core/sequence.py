@@ -201,6 +201,14 @@ class CacheReport:
     why: str
 
 
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Why a sequence is not being computed, and since when."""
+
+    because: str
+    since_s: float
+
+
 @dataclass(slots=True, eq=False)
 class Sequence:
     """One growing line of tokens. Only the core changes it; everybody may read it.
@@ -214,6 +222,7 @@ class Sequence:
     epoch              raised at each preemption
     num_cached_tokens  tokens found in the prefix cache when it first got memory
     wait_reasons       reason -> how many plans it waited for that reason; `wait_reason` is the latest
+    waits_since_s      when it was last queued or held; `waited_s` is the time it spent in the queue
 
         0        num_computed      num_planned       num_known
         |-- settled --|-- in flight ----|-- still to plan --|
@@ -242,6 +251,8 @@ class Sequence:
     cache_report: CacheReport | None = None
     wait_reason: str | None = None
     wait_reasons: dict[str, int] = field(default_factory=dict)
+    waits_since_s: float = 0.0
+    waited_s: float = 0.0
     table: list[int] = field(default_factory=list)
     num_computed: int = 0
     num_planned: int = 0

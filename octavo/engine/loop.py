@@ -234,6 +234,7 @@ class Engine:
         tracked = self._tracked[request.request_id]
         self._owner.setdefault(seq_id, (request.request_id, sequence.index))
         metrics = tracked.metrics
+        metrics.wait_reasons |= sequence.wait_reasons
         if metrics.first_scheduled_s is None:
             metrics.first_scheduled_s = now_s
             metrics.cached_prompt_tokens = sequence.num_cached_tokens

@@ -44,6 +44,7 @@ class CompletionOutput:
 class RequestMetrics:
     """Times are seconds on the engine's monotonic clock; None until they happen.
 
+    wait_reasons          why it stood in the queue: reason -> plans that passed while it held
     queued_s              from arrival to the first step that computed a token of it
     cached_prompt_tokens  prompt tokens whose keys and values came from the prefix cache
     cache_miss_reason     why the cached prefix ended where it did
@@ -59,6 +60,7 @@ class RequestMetrics:
     cache_miss_reason: str | None = None
     preemptions: int = 0
     seed: int = 0
+    wait_reasons: dict[str, int] = field(default_factory=dict)
 
     @property
     def queued_s(self) -> float | None:
