@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from octavo import units
@@ -124,17 +124,20 @@ def test_rates_are_written():
     assert units.format_rate(12, "tok") == "12 tok/s"
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2**60))
 def test_whole_bytes_come_back_as_they_were(value):
     assert units.parse_bytes(f"{value}") == units.parse_bytes(f"{value}B") == value
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2**20), st.sampled_from(["KiB", "MiB", "GiB", "TiB"]))
 def test_a_unit_is_worth_what_it_says(count, unit):
     worth = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}[unit]
     assert units.parse_bytes(f"{count}{unit}") == count * worth
 
 
+@settings(deadline=None)
 @given(st.text(max_size=12))
 def test_any_text_is_read_or_refused_by_name(text):
     for parse in (units.parse_bytes, units.parse_seconds, units.parse_count):

@@ -52,6 +52,8 @@ def _read(front: Front, body: bytes) -> Call:
     front.check_model(asked.model)
     params = asked.params()
     tokenizer = front.tokenizer
+    if front.chat_problem is not None:
+        raise RequestError(front.chat_problem, param="messages")
     text = chat_prompt(
         tokenizer,
         asked.template_messages(knows_developer="developer" in (tokenizer.chat_template or "")),

@@ -13,11 +13,12 @@ from typing import TypeVar
 
 from octavo.api.common import ModelCard
 from octavo.api.faults import HttpError
+from octavo.codec.chat import compiled
 from octavo.codec.numbers import NumberTokenizer
 from octavo.codec.tokenizer import Tokenizer
 from octavo.config import ServerConfig
 from octavo.core.sequence import SamplingParams
-from octavo.errors import Busy, UnknownModel
+from octavo.errors import Busy, LoadError, UnknownModel
 from octavo.link import frames
 from octavo.obs.log import Log
 from octavo.server.fleet import Fleet
@@ -37,6 +38,9 @@ class Front:
         self.fleet = fleet
         self.log = log
         self.tokenizer = read_tokenizer(ready)
+        self.chat_problem = _chat_problem(self.tokenizer)
+        if self.chat_problem is not None:
+            log.warn("no_chat", because=self.chat_problem)
         self.started_s = time.time()
         self.is_draining = False
         self.running: set[Running] = set()
@@ -131,6 +135,17 @@ def read_tokenizer(ready: frames.Ready) -> Tokenizer:
     if ready.tokenizer_path is None:
         return NumberTokenizer(ready.vocab_size)
     return Tokenizer.from_path(ready.tokenizer_path)
+
+
+def _chat_problem(tokenizer: Tokenizer) -> str | None:
+    """Why conversations cannot be rendered, or None. Plain completions are served all the same."""
+    if tokenizer.chat_template is None:
+        return "this model has no chat template; send a prompt to /v1/completions"
+    try:
+        compiled(tokenizer.chat_template)
+    except LoadError as error:
+        return f"{error}; mend the template, or send a prompt to /v1/completions"
+    return None
 
 
 def namespace_of(key: str | None, salt: str | None) -> bytes:

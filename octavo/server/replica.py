@@ -120,6 +120,7 @@ class Replica:
                 "--epoch",
                 str(self._epoch),
                 stdin=asyncio.subprocess.DEVNULL,
+                stdout=2,  # our own standard output is for the ready line
             )
             ended = asyncio.create_task(self._process.wait())
             either: set[asyncio.Future[Any]] = {arrived, ended}

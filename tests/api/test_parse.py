@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from octavo.api.chat import ChatRequest
@@ -152,6 +152,7 @@ def test_unknown_fields_are_named_and_those_for_the_record_are_not():
     assert warning([]) == {}
 
 
+@settings(deadline=None)
 @given(st.lists(st.text(max_size=80), min_size=1, max_size=40))
 def test_the_warning_is_a_sound_header_whatever_the_names(names):
     (value,) = warning(names).values()
@@ -170,6 +171,7 @@ names = st.sampled_from(
 )
 
 
+@settings(deadline=None)
 @given(st.dictionaries(names, json_values, max_size=5), st.booleans())
 def test_any_object_is_a_request_or_a_named_refusal(fields, is_chat):
     body = json.dumps({**(CHAT if is_chat else {"prompt": "a"}), **fields}).encode()

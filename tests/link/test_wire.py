@@ -95,16 +95,19 @@ def pack(sent: list[frames.Frame], epoch: int = 1) -> list[bytes]:
     return [packer.pack(frame) for frame in sent]
 
 
+@settings(deadline=None)
 @given(st.lists(to_engine, max_size=6), st.integers(0, 10**6))
 def test_frames_to_the_engine_arrive_equal_and_in_order_however_the_stream_is_cut(sent, seed):
     assert unpack(b"".join(pack(sent)), seed=seed) == (sent, None)
 
 
+@settings(deadline=None)
 @given(st.lists(to_front, max_size=6), st.integers(0, 10**6))
 def test_frames_to_the_front_arrive_equal_and_in_order(sent, seed):
     assert unpack(b"".join(pack(sent)), union=frames.TO_FRONT, seed=seed) == (sent, None)
 
 
+@settings(deadline=None)
 @given(st.lists(to_engine, min_size=1, max_size=4), st.data())
 def test_a_cut_stream_is_truncated_and_gives_the_whole_frames_before_the_cut(sent, data):
     packed = pack(sent)
@@ -118,6 +121,7 @@ def test_a_cut_stream_is_truncated_and_gives_the_whole_frames_before_the_cut(sen
     assert unpack(stream[:place]) == (sent[:whole], expected)
 
 
+@settings(deadline=None)
 @given(st.permutations(range(5)))
 def test_swapped_frames_are_out_of_order(order):
     sent = [frames.Cancel(request_id=str(i)) for i in range(5)]
@@ -183,14 +187,14 @@ def test_garbage_inside_a_frame_is_a_bad_frame(payload):
     assert unpack(stream) == ([], wire.BadFrame)
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(st.binary(max_size=200))
 def test_random_bytes_end_in_a_typed_error(junk):
     got, error = unpack(junk, limit=4096)
     assert (got, error) == ([], None) if not junk else error is not None
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(st.lists(to_engine, min_size=1, max_size=3), st.data())
 def test_one_flipped_bit_never_adds_frames_or_raises_anything_untyped(sent, data):
     stream = bytearray(b"".join(pack(sent)))

@@ -22,17 +22,18 @@ START_S = 60.0
 
 @dataclass
 class Served:
-    """A server that has said `ready`."""
+    """A server that has said `ready`, and a client of it."""
 
     process: subprocess.Popen[str]
     url: str
     ready_line: str
+    client: httpx.Client
 
     def get(self, path: str, **more: Any) -> httpx.Response:
-        return httpx.get(self.url + path, timeout=60, **more)
+        return self.client.get(path, **more)
 
     def post(self, path: str, json: object = None, **more: Any) -> httpx.Response:
-        return httpx.post(self.url + path, json=json, timeout=60, **more)
+        return self.client.post(path, json=json, **more)
 
     def health(self) -> dict[str, Any]:
         return dict(self.get("/health").json())
@@ -65,7 +66,8 @@ def serving(
         line = read_line(process)
         found = re.match(r"ready: (http://\S+) \(", line)
         assert found, (line, process.stderr.read() if process.poll() is not None and process.stderr else "")
-        yield Served(process, found[1], line)
+        with httpx.Client(base_url=found[1], timeout=60, verify=False) as client:
+            yield Served(process, found[1], line, client)
     finally:
         if process.poll() is None:
             process.terminate()

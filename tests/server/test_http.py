@@ -59,7 +59,7 @@ def test_usage_is_null_on_all_chunks_but_the_last(server):
 def test_silence_is_filled_with_comments(server):
     body = {"model": "fake", "prompt": "!slow say:" + "x" * 4, "stream": True}
     assert b": keep-alive" not in events(server, body, "/v1/completions"), "0.05 s per token, 0.1 s allowed"
-    with httpx.stream("POST", server.url + "/v1/completions", json={**body, "prompt": "!wait"}) as answer:
+    with server.client.stream("POST", "/v1/completions", json={**body, "prompt": "!wait"}) as answer:
         lines = answer.iter_lines()
         assert next(lines) == ": keep-alive"
         assert next(lines) == ""
@@ -320,13 +320,10 @@ def test_callers_with_a_key_share_no_cache_with_the_public(locked, server):
 
 def test_a_full_queue_refuses_and_says_when_to_come_back(locked):
     headers = {"x-api-key": KEY}
+    waits = {"method": "POST", "url": "/v1/completions", "json": {"prompt": "!wait", "stream": True}}
     with (
-        httpx.stream(
-            "POST", locked.url + "/v1/completions", json={"prompt": "!wait", "stream": True}, headers=headers
-        ),
-        httpx.stream(
-            "POST", locked.url + "/v1/completions", json={"prompt": "!wait", "stream": True}, headers=headers
-        ),
+        locked.client.stream(**waits, headers=headers),
+        locked.client.stream(**waits, headers=headers),
     ):
         locked.until(lambda health: health["engine"].get("running") == 2)
         answer = locked.post("/v1/completions", {"prompt": "x"}, headers=headers)
@@ -334,3 +331,21 @@ def test_a_full_queue_refuses_and_says_when_to_come_back(locked):
         assert answer.headers["retry-after"] == "2", "one place at half a request per second"
     locked.until(lambda health: health["requests"] == 0)
     assert locked.post("/v1/completions", {"prompt": "say:x"}, headers=headers).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("template", "hint"),
+    [(None, "no chat template"), ("{% for %}", "not valid"), ("{{ 1 / 0 }}", "cannot render")],
+)
+def test_a_model_that_cannot_chat_says_so_and_completes(folder, tmp_path, template, hint):
+    config = {"bos_token": "<bos>", "eos_token": "<end>"} | (
+        {} if template is None else {"chat_template": template}
+    )
+    (tmp_path / "tokenizer.json").write_bytes((folder / "tokenizer.json").read_bytes())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    with serving([str(tmp_path)]) as served:
+        answer = served.post("/v1/chat/completions", CHAT)
+        assert (answer.status_code, error_of(answer)["param"]) == (400, "messages")
+        assert hint in answer.json()["error"]["message"]
+        completed = served.post("/v1/completions", {"prompt": "say:hi"})
+        assert completed.json()["choices"][0]["text"] == "hi"
