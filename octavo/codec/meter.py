@@ -123,6 +123,7 @@ def multiply(left: Any, right: Any) -> Any:
             size = len(many) * max(times, 0)
             if isinstance(many, str):
                 meter.check_chars(size)
+                meter.charge(size // CHARS_PER_UNIT)
             else:
                 meter.charge(size)
     _check_bits(_bits(left) + _bits(right))

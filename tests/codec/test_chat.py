@@ -228,6 +228,122 @@ def test_a_hostile_template_ends_in_a_refusal(name):
         render(HOSTILE[name], [USER], now=datetime(2026, 1, 1), limits=ChatLimits(max_units=500_000))
 
 
+NUM_ITEMS = 5000
+GOES_THROUGH_ITEMS = [
+    "{% for x in v %}{% endfor %}",
+    "{% for x in v recursive %}{% endfor %}",
+    "{% for x in v if x < 0 %}{% endfor %}",
+    "{% for x in [[]] recursive %}{% if loop.depth0 < 1 %}{{ loop(v) }}{% endif %}{% endfor %}",
+    "{% for x in d %}{% endfor %}",
+    "{% for x in d.items() %}{% endfor %}",
+    "{% for x in range(5000) %}{% endfor %}",
+    "{% set b = v[1:] %}",
+    "{% set b = v + [1] %}",
+    "{% set b = [1] + v %}",
+    "{% set b = [0] * 5000 %}",
+    "{% set b = 5000 * [0] %}",
+    "{% set b = -1 in v %}",
+    "{% set b = -1 not in v %}",
+    "{% set b = -1 is in v %}",
+    "{% set b = v == w %}",
+    "{% set b = v is eq w %}",
+    "{% set b = [1] < v %}",
+    "{% set b = d == e %}",
+    "{% set b = v.count(-1) %}",
+    "{% set b = v.copy() %}",
+    "{% set b = d.copy() %}",
+    "{% set b = dict(d) %}",
+    "{% set b = v ~ '' %}",
+    "{% set b = '%s' % v %}",
+    "{% set b = '%s' % d %}",
+    "{% set b = '{}'.format(v) %}",
+    "{% set b = '{!r}'.format(v) %}",
+    "{% set b = '{a}'.format_map({'a': v}) %}",
+    "{% set b = ','.join(v | map('string')) %}",
+    "{% set b = d.items() | list %}",
+    *(
+        "{% set b = v | " + name + " %}"
+        for name in (
+            "list",
+            "reverse | list",
+            "map('string') | list",
+            "select('equalto', -1) | list",
+            "reject('none') | list",
+            "batch(2) | list",
+            "slice(2) | list",
+            "sort",
+            "unique | list",
+            "groupby('x')",
+            "join",
+            "tojson",
+            "string",
+            "sum",
+            "max",
+            "min",
+            "replace('x', 'y')",
+            "upper",
+            "trim",
+        )
+    ),
+    "{% set b = d | dictsort %}",
+    "{% set b = d | items | list %}",
+    "{{ v }}",
+    "{% set b %}{{ v }}{% endset %}",
+]
+GOES_THROUGH_TEXT = [
+    "{{ t }}",
+    "{% set b = t ~ 'x' %}",
+    "{% set b = t + 'x' %}",
+    "{% set b = 'x' + t %}",
+    "{% set b = 'ab' * 160000 %}",
+    "{% set b = t[1:] %}",
+    "{% set b = 'b' in t %}",
+    "{% set b = t == u %}",
+    "{% set b = '%s' % t %}",
+    "{% set b = t % () %}",
+    "{% set b = '{}'.format(t) %}",
+    "{% set b = t.format() %}",
+    "{% set b = t.count('b') %}",
+    "{% set b = t.split('b') %}",
+    "{% set b = t.replace('b', 'c') %}",
+    "{% set b = ''.join([t]) %}",
+    "{% set b = t.startswith(t) %}",
+    "{% set b = t | upper %}",
+    "{% set b = t | trim %}",
+    "{% set b = t | replace('b', 'c') %}",
+    "{% set b = t | tojson %}",
+    "{% set b = t | title %}",
+    "{% set b = t | wordcount %}",
+    "{% set b = t | indent %}",
+    "{% set b = [t] | join %}",
+    "{% for x in range(10) %}" + "static text " * 3000 + "{% endfor %}",
+]
+
+
+@pytest.mark.parametrize("template", GOES_THROUGH_ITEMS + GOES_THROUGH_TEXT)
+def test_work_is_charged_by_the_size_it_goes_through(template):
+    """5000 items, or 64 characters for each of 5000 units: one unit less than that is never enough."""
+    items = list(range(NUM_ITEMS))
+    table = {str(i): i for i in items}
+    values = {
+        "v": items,
+        "w": [*items],
+        "d": table,
+        "e": {**table},
+        "t": "a" * 64 * NUM_ITEMS,
+        "u": "a" * 64 * NUM_ITEMS,
+    }
+    if "groupby" in template:
+        values["v"] = [{"x": i} for i in items]
+    tight = ChatLimits(max_units=NUM_ITEMS - 1)
+    assert render(
+        "{{ v | length }} {{ t | length }} {{ d.get('1') }} {{ '1' in d }}", [USER], limits=tight, **values
+    )
+    with pytest.raises(RequestError, match="units of work"):
+        render(template, [USER], limits=tight, **values)
+    render(template, [USER], limits=ChatLimits(max_units=20 * NUM_ITEMS), **values)
+
+
 @pytest.mark.parametrize(
     "template",
     [

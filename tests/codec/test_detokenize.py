@@ -1,5 +1,6 @@
 """Streaming text: the pieces make the whole, and no piece is ever broken."""
 
+import pytest
 import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -124,6 +125,14 @@ def test_the_first_space_is_dropped_once(models_by_kind):
     assert tokenizer.piece(ids[0]).startswith("▁")
     assert "".join(streamed(tokenizer, ids)) == "a  b"
     assert tokenizer.decode([ids[0], *ids]).startswith(tokenizer.token_bytes(ids[0]).decode().lstrip())
+
+
+@pytest.mark.parametrize("text", ["The quick brown fox", "   three spaces first", "café 東京 🙂", " a  b "])
+def test_known_texts_decode_as_the_library_does(raw, text):
+    tokenizer = copy_of(raw)
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    assert tokenizer.decode(ids) == raw.decode(ids)
+    assert "".join(streamed(tokenizer, ids)) == raw.decode(ids)
 
 
 def test_text_that_continues_keeps_its_first_space(models_by_kind):

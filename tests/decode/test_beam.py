@@ -121,7 +121,7 @@ CASES = [
         (1.0, True),
         (-0.8, False),
         (2.0, "never"),
-        (0.6, False),
+        (-0.8, "never"),
     )
     for max_new_tokens in (1, 9)
 ]
@@ -292,6 +292,16 @@ def test_a_search_whose_every_candidate_ends_is_over():
     assert search.step({0: [(0, -1.0), (1, -2.0)]}) == []
     assert search.is_over
     assert [beam.tokens for beam in search.results(2)] == [(0,), (1,)]
+
+
+def test_enough_candidates_are_kept_for_beams_to_live_on():
+    """Where end tokens are the likeliest everywhere, 2 * B candidates would leave no beam alive."""
+    row = [(token, math.log(p)) for token, p in enumerate((0.3, 0.25, 0.25, 0.12, 0.08))]
+    search = BeamSearch(2, 3.0, "never", 3, frozenset({0, 1, 2}))
+    assert search.num_candidates == 8
+    assert search.step({0: row}) == [(0, 3), (0, 4)]
+    search.named([0, 1])
+    assert search.step({0: row, 1: row}) == [(0, 3), (0, 4)]
 
 
 def test_misuse_is_a_bug():

@@ -69,6 +69,15 @@ def test_keys_differ_in_every_part():
     )
 
 
+@pytest.mark.parametrize("key", [0, 5, 2**64 - 1])
+def test_uniform_and_noise_equal_their_formulas(key):
+    parts = [bits >> 12 for bits in splitmix64(key, 300)]
+    want = [(2 * part + 1) * 2.0**-53 for part in parts]
+    assert uniform(key, torch.arange(300)).tolist() == want
+    noise = [-math.log(-math.log(u)) for u in want]
+    assert gumbel(key, torch.arange(300)).tolist() == pytest.approx(noise, rel=1e-12, abs=1e-12)
+
+
 def test_uniform_never_touches_its_ends():
     """The largest and smallest 52-bit parts still give a finite noise."""
     smallest, largest = 0.5 * 2.0**-52, 1 - 0.5 * 2.0**-52
