@@ -5,6 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 HOST   ?= 127.0.0.1
 PORT   ?= 8000
+JOBS   ?= 2
 MODEL  ?=
 # The CPU build of PyTorch, unless the machine has an NVIDIA GPU or TORCH says otherwise.
 TORCH  ?= torch==2.13.0
@@ -24,7 +25,7 @@ serve: install
 	$(BIN)/octavo serve $(MODEL) --host $(HOST) --port $(PORT)
 
 test: check
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" -n $(JOBS) --dist loadfile
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow
