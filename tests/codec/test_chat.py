@@ -233,7 +233,7 @@ GOES_THROUGH_ITEMS = [
     "{% for x in v %}{% endfor %}",
     "{% for x in v recursive %}{% endfor %}",
     "{% for x in v if x < 0 %}{% endfor %}",
-    "{% for x in [[]] recursive %}{% if loop.depth0 < 1 %}{{ loop(v) }}{% endif %}{% endfor %}",
+    "{% for x in [1] recursive %}{% if x %}{{ loop(z) }}{% endif %}{% endfor %}",
     "{% for x in d %}{% endfor %}",
     "{% for x in d.items() %}{% endfor %}",
     "{% for x in range(5000) %}{% endfor %}",
@@ -274,6 +274,7 @@ GOES_THROUGH_ITEMS = [
             "sort",
             "unique | list",
             "groupby('x')",
+            "map(attribute='x') | max",
             "join",
             "tojson",
             "string",
@@ -330,10 +331,11 @@ def test_work_is_charged_by_the_size_it_goes_through(template):
         "w": [*items],
         "d": table,
         "e": {**table},
+        "z": [0] * NUM_ITEMS,
         "t": "a" * 64 * NUM_ITEMS,
         "u": "a" * 64 * NUM_ITEMS,
     }
-    if "groupby" in template:
+    if "'x')" in template and "replace" not in template:
         values["v"] = [{"x": i} for i in items]
     tight = ChatLimits(max_units=NUM_ITEMS - 1)
     assert render(
@@ -342,6 +344,35 @@ def test_work_is_charged_by_the_size_it_goes_through(template):
     with pytest.raises(RequestError, match="units of work"):
         render(template, [USER], limits=tight, **values)
     render(template, [USER], limits=ChatLimits(max_units=20 * NUM_ITEMS), **values)
+
+
+def test_a_value_formatted_many_times_is_charged_each_time():
+    limits = ChatLimits(max_units=20 * NUM_ITEMS)
+    for pattern in ("{0}", "{0!r}"):
+        template = "{% set b = ('" + pattern + "' * 60).format(v) %}"
+        with pytest.raises(RequestError, match="units of work"):
+            render(template, [USER], limits=limits, v=list(range(NUM_ITEMS)))
+
+
+@pytest.mark.parametrize(
+    "making",
+    [
+        "t + t",
+        "t ~ t",
+        "t * 2",
+        "2 * t",
+        "t.replace('a', 'bb')",
+        "t | replace('a', 'bb')",
+        "t.join('ab')",
+        "[t, t] | join",
+    ],
+)
+def test_texts_made_on_the_way_are_limited_too(making):
+    limits = ChatLimits(max_chars=1000)
+    template = "{% set b = " + making + " %}"
+    render(template, [USER], limits=limits, t="a" * 333)
+    with pytest.raises(RequestError, match="more than 1000 characters"):
+        render(template, [USER], limits=limits, t="a" * 501)
 
 
 @pytest.mark.parametrize(
