@@ -273,14 +273,25 @@ def test_a_block_that_nobody_uses_hands_its_prefix_to_the_one_who_computes_it_ag
 
 
 def test_a_lone_sequence_gets_back_the_blocks_its_own_continuations_held():
-    """Reader and non-reader share a prompt; when memory is short, the duplicates of the best placed are freed."""
-    world = World(limits(num_blocks=8, max_model_len=28, max_num_batched_tokens=64))
-    world.submit(request("reader", range(12), max_tokens=2, priority=1))
+    """9 blocks. `lone` does not read the cache, so it has 3 blocks of its own beside the 3 of `other`; its fourth
+    continues those of `other` and holds them. Its seventh finds nothing free until they are let go.
+    """
+    world = World(limits(num_blocks=10, max_model_len=28, max_num_batched_tokens=64))
+    world.submit(request("other", range(12), max_tokens=4))
     world.turn(ahead=False)
-    world.submit(request("best", range(12), max_tokens=16, prompt_logprobs=0))
-    world.drain()
+    world.submit(request("lone", range(12), max_tokens=16, prompt_logprobs=0))
+    world.plan()
+    lone = world.sequence("lone")
+    while len(lone.table) < 6:
+        world.land()
+        world.plan()
+    held = [world.scheduler.cache.node_of[lone.table[3]].parent.payload]
+    assert held[0] not in lone.table
+    assert world.pool.references[held[0]] == 1
+    assert world.pool.num_available == 0
+    world.drain(ahead=False)
+    assert lone.preemptions == 0
     assert world.num_verified == 2
-    assert [event.seq_id for event in world.events if hasattr(event, "because")] in ([0], [])
 
 
 def test_counters_add_up():

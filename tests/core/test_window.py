@@ -129,3 +129,12 @@ def test_preempted_and_forked_sequences_keep_their_window():
     world.submit(request("c", range(22), max_tokens=25, priority=-1))
     world.drain()
     assert world.num_verified == 5
+
+
+def test_passed_blocks_are_evicted_first_and_then_the_deepest():
+    """25 tokens fill 6 blocks; the window of 10 passed the first four one by one, the end gave back the rest."""
+    world = windowed(window_tokens=10)
+    world.submit(request("a", range(25), max_tokens=1))
+    world.drain()
+    depths = [world.scheduler.cache.node_of[block].depth for block in world.pool.idle]
+    assert depths == [1, 2, 3, 4, 6, 5]

@@ -1,6 +1,6 @@
 """Does the suite catch the bugs it exists for? Re-introduce each one and see which test fails first.
 
-    python -m tests.mutants.run [--only TEXT] [--record FILE] [--seconds 300]
+    python -m tests.mutants.run [--only TEXT] [--record FILE] [--seconds 900]
 
 Each mutant is applied to a temporary copy of the core and its tests; nothing in the working tree changes. The
 property tests run first, so that a record shows what they find by themselves.
@@ -25,8 +25,11 @@ START = """
 import sys
 sys.meta_path[:] = [finder for finder in sys.meta_path if "editable" not in type(finder).__module__]
 sys.path.insert(0, {folder!r})
-import octavo, tests.core.world, pytest
+import hypothesis, octavo, tests.core.world, pytest
 assert octavo.__file__.startswith({folder!r}) and tests.core.world.__file__.startswith({folder!r})
+phases = [hypothesis.Phase.explicit, hypothesis.Phase.generate]    # the first failure will do
+hypothesis.settings.register_profile("mutants", phases=phases, database=None)
+hypothesis.settings.load_profile("mutants")
 sys.exit(pytest.main(sys.argv[1:]))
 """
 FIRST = ["tests/core/test_golden.py", "tests/core/test_machine.py", "tests/core/test_progress.py"]
@@ -85,7 +88,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", default="", help="only mutants with this text in their name")
     parser.add_argument("--record", type=Path, help="write the outcome to this JSON file")
-    parser.add_argument("--seconds", type=float, default=300.0, help="longest run of one mutant")
+    parser.add_argument("--seconds", type=float, default=900.0, help="longest run of one mutant")
     chosen = parser.parse_args()
     clean = verdict(None, chosen.seconds)
     if clean is not None:
