@@ -20,7 +20,7 @@ class KvPool:
     num_blocks  at least 1; block 0 is as good as any other here
     device      where the arena lies
 
-    The arena starts as zeros, so its pages are the operating system's until they are written.
+    The arena is zeroed when it is made, so all of it is really there from the start: nothing runs out later.
     """
 
     def __init__(
