@@ -148,7 +148,7 @@ def test_stop_texts_and_the_window(client):
 def test_a_second_question_reads_the_first_ones_cache(real):
     body = {"prompt": "x = 1\n" * 60, "max_tokens": 1}
     first, second = (real.post("/v1/completions", body).json()["usage"] for _ in range(2))
-    assert first["prompt_tokens_details"]["cached_tokens"] == 0
+    assert first["prompt_tokens_details"]["cached_tokens"] <= 1  # the start token, if others asked before
     assert second["prompt_tokens_details"]["cached_tokens"] >= second["prompt_tokens"] - 16
     salted = real.post("/v1/completions", {**body, "cache_salt": "mine"}).json()["usage"]
     assert salted["prompt_tokens_details"]["cached_tokens"] == 0
