@@ -55,7 +55,8 @@ class Draft:
 
     def add(self, piece: Slice, copies: tuple[Copy, ...], *, is_decode: bool) -> None:
         (self.decodes if is_decode else self.prefills)[piece.seq_id] = piece
-        self.copies.extend((piece.seq_id, copy) for copy in copies)
+        for copy in copies:
+            self.copies.append((piece.seq_id, copy))
         self.num_tokens += piece.num_tokens
 
     def reserve(self, seq_id: int, num_blocks: int) -> None:

@@ -27,7 +27,7 @@ from octavo.core.draft import Draft
 from octavo.core.roster import Roster
 from octavo.core.sequence import Sequence, State
 from octavo.core.step import Preempted, Slice
-from octavo.core.tables import Extension, Tables
+from octavo.core.tables import UNCHANGED, Extension, Tables
 from octavo.core.victims import victim_for, yielding_to
 from octavo.errors import Bug
 
@@ -89,7 +89,7 @@ class Planner:
             if end <= sequence.num_planned:
                 self._stall(sequence, draft)
                 return
-        extension = tables.extend(sequence, end) if missing else Extension()
+        extension = tables.extend(sequence, end) if missing else UNCHANGED
         self._slice(sequence, end, extension, draft)
 
     def _make_room(self, sequence: Sequence, end: int, draft: Draft) -> int:

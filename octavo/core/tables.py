@@ -26,7 +26,7 @@ class Extension:
     replaced: tuple[tuple[int, int], ...] = ()
 
 
-_NOTHING = Extension()
+UNCHANGED = Extension()
 
 
 @dataclass(slots=True)
@@ -88,7 +88,7 @@ class Tables:
         sequence.node = hit.node
         sequence.num_published = len(hit.blocks)
         sequence.num_computed = len(hit.blocks) * self.block_tokens
-        extension = _NOTHING
+        extension = UNCHANGED
         if with_partial and hit.partial is not None:
             source, count = hit.partial
             extension = Extension(copies=(self._copy(source, count, sequence),))
@@ -115,7 +115,7 @@ class Tables:
 
         The caller has made sure that `missing` blocks are available.
         """
-        extension = self._copy_on_write(sequence) if self._must_copy(sequence) else _NOTHING
+        extension = self._copy_on_write(sequence) if self._must_copy(sequence) else UNCHANGED
         count = -(-end // self.block_tokens) - len(sequence.table)
         if count > 0:
             taken = self.pool.take(count)
@@ -131,10 +131,8 @@ class Tables:
         index = sequence.num_planned // self.block_tokens
         if index >= len(sequence.table):
             return False
-        block = sequence.table[index]
-        if self.pool.references[block] == 1 and not self.pool.is_published(block):
-            return False
-        return self.pool.num_owners(block) > 1 or self.pool.is_published(block)
+        block, pool = sequence.table[index], self.pool
+        return (pool.references[block] > 1 and pool.num_owners(block) > 1) or pool.is_published(block)
 
     def _copy_on_write(self, sequence: Sequence) -> Extension:
         index, count = divmod(sequence.num_planned, self.block_tokens)
@@ -186,6 +184,8 @@ class Tables:
 
     def report(self, sequence: Sequence) -> tuple[int, ...]:
         """Table entries the worker does not know yet; it is told of them with the next slice."""
+        if sequence.num_reported == len(sequence.table):
+            return ()
         fresh = tuple(sequence.table[sequence.num_reported :])
         sequence.num_reported = len(sequence.table)
         return fresh

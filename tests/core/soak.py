@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import platform
 import time
 
 from tests.core.random_driver import RandomDriver
@@ -47,7 +48,8 @@ if __name__ == "__main__":
     chosen = parser.parse_args()
     begun_s = time.monotonic()
     totals = soak(chosen.operations, chosen.seed)
-    record = {"command": f"python -m tests.core.soak --operations {chosen.operations} --seed {chosen.seed}"}
+    command = f"python -m tests.core.soak --operations {chosen.operations} --seed {chosen.seed}"
+    record = {"command": command, "python": platform.python_version()}
     print(
         json.dumps(
             record | {"violations": 0} | totals | {"wall_s": round(time.monotonic() - begun_s)}, indent=1

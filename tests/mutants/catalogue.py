@@ -133,15 +133,15 @@ MUTANTS = [
         "copy on write is skipped",
         "copy on write",
         "tables.py",
-        "        return self.pool.num_owners(block) > 1 or self.pool.is_published(block)\n",
+        "        return (pool.references[block] > 1 and pool.num_owners(block) > 1) or pool.is_published(block)\n",
         "        return False\n",
     ),
     Mutant(
         "two owners write into one tail",
         "copy on write",
         "tables.py",
-        "return self.pool.num_owners(block) > 1 or",
-        "return self.pool.num_owners(block) > 2 or",
+        "pool.num_owners(block) > 1)",
+        "pool.num_owners(block) > 2)",
     ),
     Mutant(
         "a copy on write carries one slot too few",
