@@ -118,7 +118,9 @@ LOADS = [
 ]
 
 
-@pytest.mark.parametrize("load_", LOADS, ids=str)
+@pytest.mark.parametrize(
+    "load_", LOADS, ids=lambda one: f"{one.num_sequences}x{one.num_tokens}+{one.context}"
+)
 @pytest.mark.parametrize(
     "config",
     [CONFIG, CONFIG | {"torch_dtype": "bfloat16"}, CONFIG | MIDDLE | {"torch_dtype": "bfloat16"}, WORDY],
@@ -208,11 +210,10 @@ print(memory.limit_bytes - memory.left_bytes, resident_bytes() - before)
 """
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="resident memory is read from /proc")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_process_uses_what_was_planned(tmp_path: Path, dtype: str) -> None:
-    """Planned bytes of a fresh process are within 3 % of what it holds after work: 1.2 GiB of weights and cache."""
+    """Planned bytes of a fresh process are within 3 % of what it holds after work: 1.8 GiB of weights and cache."""
     shape = {
         "hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": 4, "num_attention_heads": 8,
         "num_key_value_heads": 4, "head_dim": 64, "vocab_size": 8000, "torch_dtype": dtype,
@@ -220,7 +221,7 @@ def test_a_process_uses_what_was_planned(tmp_path: Path, dtype: str) -> None:
     }  # fmt: skip
     (tmp_path / "config.json").write_text(json.dumps(CONFIG | shape))
     block = kv_block_bytes(Arch.from_config(CONFIG | shape), dtype, 16)
-    arguments = [sys.executable, "-c", MEASURE, str(tmp_path / "config.json"), str(1200 * 2**20 // block)]
+    arguments = [sys.executable, "-c", MEASURE, str(tmp_path / "config.json"), str(1800 * 2**20 // block)]
     done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, timeout=240, check=True)
     planned, used = map(int, done.stdout.split())
     assert abs(planned / used - 1) < 0.03, f"planned {planned}, used {used}"
