@@ -484,3 +484,27 @@ def test_a_whole_configuration_makes_the_same_engine(tiny: Path) -> None:
         found = one(llm.generate([3, 4], GREEDY)).outputs[0].token_ids
     with engine(tiny) as llm:
         assert one(llm.generate([3, 4], GREEDY)).outputs[0].token_ids == found
+
+
+def test_nothing_is_remembered_of_requests_that_have_ended(llm: LLM) -> None:
+    """Neither the engine nor the runner grows with the number of requests served."""
+    for i in range(4):
+        params = [
+            SamplingParams(n=3, seed=i, max_tokens=3, ignore_eos=True),
+            SamplingParams(beam_width=3, temperature=0.0, max_tokens=3),
+            SamplingParams(stop_token_ids=tuple(range(200)), seed=i),
+        ]
+        llm.generate([[i, 2, 3]] * 3, params)
+    llm.generate([[1]], GREEDY)
+    made = llm.engine
+    assert not made._tracked
+    assert not made._owner
+    assert not made._started
+    assert len(made._executor._held) == 1  # type: ignore[attr-defined]
+
+
+def test_seed_zero_is_a_seed(llm: LLM) -> None:
+    params = SamplingParams(temperature=1.0, seed=0, max_tokens=12, ignore_eos=True)
+    first, second = (one(llm.generate([9, 8, 7], params)) for _ in range(2))
+    assert first.metrics.seed == 0
+    assert first.outputs[0].token_ids == second.outputs[0].token_ids
