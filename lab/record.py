@@ -22,9 +22,9 @@ LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors", "numpy")
 
 
 def curve(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """About CURVE_POINTS training lines, evenly spaced, the last one among them."""
+    """At most CURVE_POINTS training lines, evenly spaced, the last one among them."""
     trained = [row for row in rows if row["kind"] == "train"]
-    stride = max(1, len(trained) // CURVE_POINTS)
+    stride = max(1, -(-len(trained) // CURVE_POINTS))
     return trained[::-1][::stride][::-1]
 
 
