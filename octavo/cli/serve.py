@@ -44,8 +44,6 @@ def run(args: argparse.Namespace) -> int:
         if args.json:
             print(json.dumps(_facts(address, ready)), flush=True)
             return
-        for what, num_bytes, remark in ready.memory:
-            print(f"{what:10} {format_bytes(num_bytes):>10}  {remark}".rstrip(), file=sys.stderr)
         blocks = f"kv {ready.num_kv_blocks} blocks"
         print(
             f"ready: {address} (model {found.server.served_model_name or ready.model}, {blocks})", flush=True
@@ -56,12 +54,14 @@ def run(args: argparse.Namespace) -> int:
 
 
 class _Loading:
-    """A line per phase; the load of a small model is over before a bar would be seen."""
+    """The memory plan, then a line per phase; a small model is loaded before a bar would be seen."""
 
     def __init__(self) -> None:
         self._phase = ""
 
     def note(self, progress: frames.Loading) -> None:
+        for what, num_bytes, remark in progress.memory:
+            print(f"{what:10} {format_bytes(num_bytes):>10}  {remark}".rstrip(), file=sys.stderr)
         if progress.phase != self._phase:
             self._phase = progress.phase
             size = f" ({format_bytes(progress.total)})" if progress.total else ""

@@ -70,9 +70,9 @@ class EngineProcess:
 
     def _build(self, config: EngineConfig) -> Built:
         planned = plan(config)
-        self._loop.call_soon_threadsafe(
-            self._post, frames.Loading(phase="weights", total=planned.resolved.memory.weight_bytes)
-        )
+        memory = planned.resolved.memory
+        loading = frames.Loading(phase="weights", total=memory.weight_bytes, memory=tuple(memory.rows()))
+        self._loop.call_soon_threadsafe(self._post, loading)
         return build(config, planned)
 
     async def _receive(self) -> None:

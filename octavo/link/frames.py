@@ -53,13 +53,15 @@ class Hello(Frame, frozen=True):
 class Loading(Frame, frozen=True):
     """Progress of loading.
 
-    phase  such as "weights" or "cache"
-    done   of `total`, in bytes; a total of 0 means not known
+    phase   such as "weights" or "cache"
+    done    of `total`, in bytes; a total of 0 means not known
+    memory  (what, bytes, remark) rows of the plan, with the first of these frames
     """
 
     phase: str
     done: int = 0
     total: int = 0
+    memory: tuple[tuple[str, int, str], ...] = ()
 
 
 class LoadFailed(Frame, frozen=True):

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from octavo.arch import Arch
+from octavo.units import format_bytes
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -129,5 +130,5 @@ class MemoryPlan:
             ("weights", self.weight_bytes, ""),
             ("KV cache", self.kv_bytes, kv),
             ("workspace", self.workspace_bytes, "activations and logits of the largest step, library caches"),
-            ("left", self.left_bytes, f"of a limit of {self.limit_bytes} bytes"),
+            ("left", self.left_bytes, f"of a limit of {format_bytes(self.limit_bytes)}"),
         ]
