@@ -64,7 +64,9 @@ def _model_is_here() -> None:
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """PATH with an `octavo` of this checkout in front; the proxy, if any, is not asked for the own machine."""
+    """PATH with an `octavo` of this checkout in front, on one thread, as other tests run beside this one; a proxy is
+    not asked for the own machine.
+    """
     folder = tmp_path_factory.mktemp("bin")
     for name, command in (("octavo", f"{sys.executable} -m octavo"), ("python", sys.executable)):
         script = folder / name
@@ -73,6 +75,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return dict(os.environ) | {
         "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}",
         "PYTHONPATH": str(ROOT),
+        "OCTAVO_NUM_THREADS": "1",
         "NO_PROXY": "127.0.0.1",
         "no_proxy": "127.0.0.1",
     }

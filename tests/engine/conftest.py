@@ -29,3 +29,9 @@ def sliding(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_checkpoint(
         folder, seed=2, architectures=["MistralForCausalLM"], model_type="mistral", sliding_window=20
     )
+
+
+@pytest.fixture(scope="session")
+def patient(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model with a long window, for requests that do not end by themselves while a test runs."""
+    return write_checkpoint(tmp_path_factory.mktemp("models") / "patient", max_position_embeddings=16384)

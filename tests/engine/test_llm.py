@@ -131,6 +131,19 @@ def test_logprobs_are_none_when_not_asked_for(llm: LLM) -> None:
     assert [len(entry) for entry in output.outputs[0].logprobs or ()] == [1, 1]
 
 
+def test_prompt_logprobs_are_those_of_the_draws(llm: LLM) -> None:
+    """What was reported when a token was drawn is reported again, bit for bit, when it is part of a prompt."""
+    prompt = [5, 6, 7]
+    params = SamplingParams(temperature=0.9, seed=3, max_tokens=9, logprobs=2, ignore_eos=True)
+    drawn = one(llm.generate(prompt, params)).outputs[0]
+    params = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=2)
+    scored = one(llm.generate([*prompt, *drawn.token_ids], params)).prompt_logprobs
+    assert scored is not None
+    assert scored[0] is None
+    assert [next(iter(entry or {})) for entry in scored[1:]] == [6, 7, *drawn.token_ids]
+    assert scored[3:] == drawn.logprobs
+
+
 def test_metrics_tell_the_story_of_a_request(llm: LLM) -> None:
     prompt = [(i * 3) % 200 for i in range(30)]
     first = one(llm.generate(prompt, GREEDY)).metrics
@@ -179,10 +192,12 @@ def test_the_engine_seed_repeats_a_whole_run(tiny: Path) -> None:
 
 
 def test_n_choices(llm: LLM) -> None:
-    params = SamplingParams(n=3, temperature=1.0, seed=2, max_tokens=5, ignore_eos=True)
+    params = SamplingParams(n=3, temperature=1.0, seed=2, max_tokens=5, ignore_eos=True, logprobs=1)
     output = one(llm.generate([1, 2, 3], params))
     assert [choice.index for choice in output.outputs] == [0, 1, 2]
     assert len({tuple(choice.token_ids) for choice in output.outputs}) == 3
+    for choice in output.outputs:
+        assert [next(iter(entry)) for entry in choice.logprobs or ()] == choice.token_ids
 
 
 def test_best_of_returns_the_likeliest(llm: LLM) -> None:
@@ -192,6 +207,21 @@ def test_best_of_returns_the_likeliest(llm: LLM) -> None:
     ranked = sorted(drawn, key=lambda choice: -(choice.cumulative_logprob or 0) / len(choice.token_ids))
     assert [choice.token_ids for choice in best] == [choice.token_ids for choice in ranked[:2]]
     assert [choice.index for choice in best] == [0, 1]
+
+
+def test_best_of_goes_by_the_mean_so_that_length_is_no_fault(llm: LLM) -> None:
+    """A case in which the likeliest by sum is another: a short answer has few terms."""
+    for seed in range(40):
+        base: dict[str, Any] = {"temperature": 1.0, "seed": seed, "max_tokens": 9, "logprobs": 0}
+        base["stop_token_ids"] = tuple(range(0, 250, 5))
+        drawn = one(llm.generate([1, 2, 3], SamplingParams(n=5, **base))).outputs
+        by_sum = max(drawn, key=lambda choice: choice.cumulative_logprob or 0.0)
+        by_mean = max(drawn, key=lambda choice: (choice.cumulative_logprob or 0.0) / len(choice.token_ids))
+        if by_sum is not by_mean:
+            (best,) = one(llm.generate([1, 2, 3], SamplingParams(n=1, best_of=5, **base))).outputs
+            assert best.token_ids == by_mean.token_ids
+            return
+    pytest.fail("no seed tells the two rankings apart")
 
 
 def test_best_of_needs_no_logprobs_asked_for(llm: LLM) -> None:
