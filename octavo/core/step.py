@@ -158,7 +158,8 @@ class Preempted:
 class Finished:
     """A sequence has ended, once and for all.
 
-    reason      "stop", "length", "cancelled" or "error"
+    reason      "stop", "length", "cancelled", "error", "beam" for a beam that no candidate continued, or what
+                the caller of `Scheduler.finish` said
     stop_token  the token id that ended it, when the reason is "stop" and a token did
     error       what went wrong, when the reason is "error"
     """

@@ -3,7 +3,7 @@
     python -m tests.mutants.run [--only TEXT] [--record FILE] [--seconds 900]
 
 Each mutant is applied to a temporary copy of the core and its tests; nothing in the working tree changes. The
-property tests run first, so that a record shows what they find by themselves.
+property tests run first, so that a record shows what they find by themselves; record.json holds the last full run.
 """
 
 from __future__ import annotations
