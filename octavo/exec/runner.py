@@ -17,9 +17,7 @@ from octavo.exec.batch import Held, build
 from octavo.exec.executor import Start
 from octavo.kv.pool import KvPool
 from octavo.models.model import Model
-
-PROMPT_ROWS = 64
-"""Rows of logits computed at once for prompt log-probabilities."""
+from octavo.planner.memory import PROMPT_ROWS
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ LIBRARY_BYTES = 32 << 20
 parameters: 20 to 50 MiB."""
 
 PROMPT_ROWS = 64
-"""Prompt positions scored at a time; see `octavo.exec.runner`."""
+"""Prompt positions whose logits the runner computes at a time."""
 
 
 def kv_block_bytes(arch: Arch, dtype: str, block_tokens: int) -> int:

@@ -18,11 +18,14 @@ from octavo.core.sequence import SamplingParams
 from octavo.core.step import Slice, Step
 from octavo.exec.executor import Start
 from octavo.exec.runner import Runner
+from octavo.kernels import tiles
+from octavo.kernels.attention import cut
 from octavo.kernels.attention import reference as attention
 from octavo.kv.layout import DenseLayout
 from octavo.kv.pool import KvPool
 from octavo.models.loader import load
 from octavo.models.model import Model
+from octavo.planner import memory
 from octavo.planner.memory import LIBRARY_BYTES, MemoryPlan, kv_block_bytes, workspace_bytes
 from tests.engine.tiny import CONFIG
 
@@ -72,6 +75,14 @@ def test_weights_and_cache_are_planned_to_the_byte(changes: dict[str, Any]) -> N
         pool = KvPool(layout, arch.num_layers, 5)
         really = sum(pool.layer(i).nbytes for i in range(arch.num_layers))
         assert kv_block_bytes(arch, dtype, block_tokens) * 5 == really == pool.nbytes
+
+
+def test_the_kernel_keeps_the_bounds_the_plan_counts_with() -> None:
+    """Kernels stand alone, so these numbers stand twice."""
+    assert memory.ATTENTION_BYTES == cut.WORKSPACE_BYTES
+    assert memory.ATTENTION_TILE == cut.KV_TILE
+    assert set(memory.ROW_TILES) <= set(tiles.TILES)
+    assert memory.ROW_TILES[-1] == tiles.TILES[-1]
 
 
 def test_a_plan_adds_up() -> None:
