@@ -6,6 +6,7 @@ of a server started here, as `make serve` would start it; `octavo` is this check
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import re
@@ -119,6 +120,15 @@ def test_block(block: Block, environment: dict[str, str], request: pytest.Fixtur
         answer = json.loads(printed)
         assert answer["choices"][0]["message"]["content"].strip()
         assert answer["usage"]["completion_tokens"] > 0
+
+
+def test_questions_it_asks_are_among_those_the_model_was_trained_on() -> None:
+    """A first question that is answered with an invention would be a poor welcome."""
+    with gzip.open(bundled.path() / "eval" / "stdlib_qa.jsonl.gz", "rt", encoding="utf-8") as lines:
+        known = {json.loads(line)["question"] for line in lines}
+    asked = re.findall(r"\"(What does [\w.]+ do\?)\"", "".join(block.text for block in BLOCKS))
+    assert len(asked) >= 3
+    assert set(asked) <= known
 
 
 def test_the_readme_shows_every_way_in() -> None:
