@@ -48,6 +48,8 @@ async def quiet(llm: AsyncLLM) -> tuple[int, int, int]:
         counts = llm.built.engine.counts()
         return llm.built.engine.is_busy, (counts.num_running, counts.num_waiting, counts.used_kv_blocks)
 
+    is_busy: bool
+    counts: tuple[int, int, int]
     while True:
         is_busy, counts = await asyncio.wrap_future(llm._thread.call(look))
         if not is_busy:

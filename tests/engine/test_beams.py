@@ -37,7 +37,8 @@ def theirs(folder: Path) -> Any:
     from transformers import AutoModelForCausalLM
 
     torch.set_num_threads(1)
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    return model.eval()
 
 
 def found(output: RequestOutput) -> list[tuple[list[int], str | None]]:

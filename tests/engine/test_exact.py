@@ -234,7 +234,7 @@ def test_prompt_logprobs_do_not_depend_on_chunks(model: str) -> None:
     )
     found = []
     for settings in ({"max_num_batched_tokens": 128}, {"max_chunk_tokens": 7}, {"max_num_batched_tokens": 8}):
-        with poisoned(model, **settings) as llm:  # type: ignore[arg-type]
+        with poisoned(model, **settings) as llm:
             found.append(bits(run(llm, [job])[0]))
     assert found[0] == found[1] == found[2]
     assert len(found[0][0]) == 90

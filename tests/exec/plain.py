@@ -37,11 +37,13 @@ def budget(config: dict[str, Any], num_tokens: int, largest_logit: float) -> flo
     """
     hidden, ffn, width = config["hidden_size"], config["intermediate_size"], config["head_dim"]
     layer = 2 * hidden + width + num_tokens + config["num_attention_heads"] * width + ffn
-    return 2 * 2.0**-24 * (config["num_hidden_layers"] * layer + hidden) * largest_logit
+    bound: float = 2 * 2.0**-24 * (config["num_hidden_layers"] * layer + hidden) * largest_logit
+    return bound
 
 
 def _norm(config: dict[str, Any], x: Tensor, weight: Tensor) -> Tensor:
-    return x / (x.pow(2).mean(-1, keepdim=True) + config["rms_norm_eps"]).sqrt() * weight
+    normed: Tensor = x / (x.pow(2).mean(-1, keepdim=True) + config["rms_norm_eps"]).sqrt() * weight
+    return normed
 
 
 def _mlp(w: dict[str, Tensor], name: str, x: Tensor) -> Tensor:

@@ -245,7 +245,8 @@ def test_prompt_logprobs_in_any_chunks(model: Model, config: dict[str, Any]) -> 
     for cuts in ([23], [1, 22], [5, 5, 5, 8], [22, 1]):
         desk = Desk(model)
         starts = [desk.start(1, PROMPT, params)]
-        pairs, position = {}, 0
+        pairs: dict[int, Choice] = {}
+        position = 0
         for count in cuts:
             (output,) = desk.run(
                 desk.slice(1, position, count, samples=int(position + count == 23)), starts=starts
