@@ -27,7 +27,9 @@ DTYPES = {
 """Accepted spellings of a dtype, and the one the rest of Octavo uses."""
 
 LATER_KV_DTYPES = ("int8", "int4", "fp8", "fp8_e4m3", "fp8_e5m2")
-LATER_QUANTIZATION = ("int8", "int4", "fp8", "gptq", "awq", "compressed-tensors", "bitsandbytes")
+QUANTIZATION = ("int8", "int4")
+LATER_QUANTIZATION = ("fp8", "gptq", "awq", "compressed-tensors", "bitsandbytes")
+KERNELS = ("auto", "reference", "portable", "avx2", "avx512", "amx", "emulated")
 
 
 def _knob(
@@ -46,7 +48,9 @@ class ModelConfig:
         "auto", "directory, hub id, bundled name, or a lone config.json (random weights); auto: bundled"
     )
     dtype: str = _knob("auto", "auto, bfloat16, float16 or float32; auto takes the checkpoint's own")
-    quantization: str | None = _knob(None, "weight format; none is built yet", none="none")
+    quantization: str | None = _knob(
+        None, "int8 or int4: round the weights when they are loaded (CPU)", none="none"
+    )
     max_model_len: int | None = _knob(None, "longest prompt plus output, tokens", text="count", none="auto")
     seed: int = _knob(0, "seed of requests that bring none, and of random weights", text="int")
     load_format: str = _knob("auto", "auto, safetensors, or dummy for random weights")
@@ -55,12 +59,13 @@ class ModelConfig:
         _text("model", self.model)
         _text("dtype", self.dtype)
         _set(self, "dtype", _dtype("dtype", self.dtype, ()))
-        if self.quantization is not None:
+        if self.quantization is not None and self.quantization not in QUANTIZATION:
             _text("quantization", self.quantization)
             later = self.quantization in LATER_QUANTIZATION
-            why = "this build does not quantize weights yet" if later else "no such weight format is known"
+            why = "this build does not read it yet" if later else "no such weight format is known"
             raise ConfigError(
-                f"quantization is {self.quantization!r}: {why}; leave it out to serve in {self.dtype}"
+                f"quantization is {self.quantization!r}: {why}; use {' or '.join(QUANTIZATION)}, or leave it out to"
+                f" serve in {self.dtype}"
             )
         _optional_whole("max_model_len", self.max_model_len, 1, None)
         _whole("seed", self.seed, 0, 2**63 - 1)
@@ -116,8 +121,13 @@ class RuntimeConfig:
 
     device: str = _knob("auto", "auto, cpu, cuda or cuda:N")
     num_threads: int | None = _knob(None, "CPU threads of the engine", text="count", none="auto")
+    kernels: str = _knob(
+        "auto", "auto, reference (plain torch), or an instruction set: portable, avx2, avx512, amx"
+    )
 
     def __post_init__(self) -> None:
+        _text("kernels", self.kernels)
+        _one_of("kernels", self.kernels, KERNELS)
         _text("device", self.device)
         if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", self.device):
             raise ConfigError(f"device must be auto, cpu, cuda or cuda:N, got {self.device!r}")

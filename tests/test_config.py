@@ -75,8 +75,8 @@ def test_dtypes_have_one_name_inside(given, kept):
         ("dtype", "int8", "auto, bfloat16"),
         ("dtype", 3, "text"),
         ("dtype", [], "text"),
-        ("quantization", "int8", "does not quantize weights yet"),
-        ("quantization", "int4", "does not quantize weights yet"),
+        ("quantization", "gptq", "does not read it yet"),
+        ("quantization", "fp8", "does not read it yet"),
         ("quantization", "int3", "no such weight format"),
         ("quantization", 8, "text"),
         ("kv_cache_dtype", "int8", "does not store it yet"),
@@ -100,6 +100,8 @@ def test_dtypes_have_one_name_inside(given, kept):
         ("device", "tpu", "auto, cpu, cuda"),
         ("device", "cuda:", "auto, cpu, cuda"),
         ("num_threads", 0, "from 1"),
+        ("kernels", "sse2", "portable"),
+        ("kernels", 2, "text"),
     ],
 )
 def test_engine_values_out_of_range_are_named(name, value, hint):
@@ -128,6 +130,12 @@ def test_engine_values_out_of_range_are_named(name, value, hint):
 def test_server_values_out_of_range_are_named(name, value):
     with pytest.raises(ConfigError, match=f"^{name} must"):
         ServerConfig(**{name: value})
+
+
+@pytest.mark.parametrize("value", [None, "int8", "int4"])
+def test_weights_may_be_quantized(value):
+    assert EngineConfig.of(quantization=value).model.quantization == value
+    assert BY_NAME["quantization"].parse(value or "none") == value
 
 
 def test_keys_are_never_part_of_an_error():

@@ -10,6 +10,9 @@ struct Bf16 {
   uint16_t bits;
 };
 
+// Of each file its own copy: files are compiled for different instruction sets.
+namespace {
+
 inline float widen(float x) { return x; }
 
 inline float widen(Bf16 x) {
@@ -38,4 +41,5 @@ inline Bf16 narrow<Bf16>(float x) {
   return {static_cast<uint16_t>(is_nan ? quiet : rounded)};
 }
 
+}  // namespace
 }  // namespace octavo::cpu

@@ -44,7 +44,9 @@ std::vector<std::string> features() {
     if (has) found.emplace_back(name);
   };
   add(vector && bit(seven.b, 5), "avx2");
+  add(vector && bit(Leaf(1, 0).c, 12), "fma");
   add(wide && bit(seven.b, 16), "avx512f");
+  add(wide && bit(seven.b, 30) && bit(seven.b, 31) && bit(seven.b, 17), "avx512bw");  // and VL, DQ
   add(wide && bit(more.a, 5), "avx512_bf16");
   add(wide && bit(seven.c, 11), "avx512_vnni");
   add(tiles && bit(seven.d, 22), "amx_bf16");

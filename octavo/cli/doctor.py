@@ -152,7 +152,9 @@ def _model(config: EngineConfig) -> Iterator[Finding]:
 
 
 def _kernels(planned: Plan) -> Iterator[Finding]:
-    """What would run each op, and why the others would not."""
+    """What would run each op, and why the others would not. Compiled kernels run all of them; why is decided above."""
+    if planned.resolved.isa is not None:
+        return
     import torch
 
     from octavo.kernels import linear

@@ -7,7 +7,7 @@ token does not depend on what else is in the batch.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -18,6 +18,8 @@ from octavo.decode.logprobs import BadLogits, Choice, check_row, describe
 from octavo.decode.noise import gumbel, stream_key
 from octavo.decode.truncate import select
 from octavo.errors import RequestError
+from octavo.kernels import sampling
+from octavo.kernels.sampling import Greedy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,20 +85,28 @@ def sample_row(
     return describe(logits, token, params.logprobs or 0)
 
 
-def sample_rows(logits: Tensor, jobs: Sequence[Job]) -> list[Choice | BadLogits]:
-    """Draws one token per job, bit for bit what `sample_row` draws; a bad row spoils its own jobs only.
+def sample_rows(
+    logits: Tensor, jobs: Sequence[Job], greedy: Callable[[Tensor], list[Greedy]] = sampling.greedy
+) -> list[Choice | BadLogits]:
+    """Draws one token per job, the same that `sample_row` draws; a bad row spoils its own jobs only.
 
     logits  [N, V] float32
+    greedy  finds the likeliest tokens of all rows at once; see `octavo.kernels.sampling`
     """
     plain = [_is_plain(job) for job in jobs]
-    greedy = logits.argmax(-1).tolist() if any(plain) else []
+    likeliest = greedy(logits) if any(plain) else []
     results: list[Choice | BadLogits] = []
     for job, is_plain in zip(jobs, plain, strict=True):
         row = logits[job.row]
         try:
             if is_plain:
-                check_row(row)
-                results.append(describe(row, greedy[job.row], job.params.logprobs or 0))
+                found = likeliest[job.row]
+                if found.problem:
+                    check_row(row)
+                if job.params.logprobs:
+                    results.append(describe(row, found.token, job.params.logprobs))
+                else:
+                    results.append(Choice(found.token, found.logprob, rank=1))
             else:
                 results.append(
                     sample_row(

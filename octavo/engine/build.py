@@ -19,7 +19,6 @@ from octavo.engine.machine import Machine, read_machine
 from octavo.engine.resolve import Resolved, resolve
 from octavo.errors import ConfigError
 from octavo.exec.runner import Runner
-from octavo.kv.layout import DenseLayout
 from octavo.kv.pool import KvPool
 from octavo.models.loader import load
 from octavo.models.model import Model
@@ -72,10 +71,12 @@ def build(config: EngineConfig, planned: Plan | None = None) -> Built:
         device=device,
         load_format="random" if location.is_random else "auto",
         seed=config.model.seed,
+        kernels=resolved.isa or "reference",
+        quantization=resolved.quantization,
     )
     arch, limits = planned.arch, resolved.limits
-    layout = DenseLayout(arch.num_kv_heads, arch.head_dim, limits.block_tokens, dtype)
-    kv = KvPool(layout, arch.num_layers, limits.num_blocks, device)
+    kv = KvPool(model.kv_layout(limits.block_tokens), arch.num_layers, limits.num_blocks, device)
+    model.reserve(limits.block_tokens, limits.max_num_batched_tokens, resolved.max_model_len)
     _give_back()
     scheduler = Scheduler(replace(limits, fingerprint=model.fingerprint))
     engine = Engine(

@@ -26,7 +26,7 @@ class LLM:
 
     model                   directory, hub id, bundled name, or a lone config.json (random weights)
     dtype                   "auto" takes the checkpoint's own
-    quantization            weight format made at load; None serves the weights as they are
+    quantization            "int8" or "int4": round the weights when they are loaded; None serves them as they are
     kv_cache_dtype          "auto" stores keys and values as the model computes them
     max_model_len           longest prompt plus output, tokens; None takes the model's
     max_num_seqs            sequences running side by side

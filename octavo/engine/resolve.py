@@ -9,7 +9,8 @@ from octavo.config import EngineConfig
 from octavo.core.scheduler import Limits
 from octavo.engine.machine import Machine
 from octavo.errors import ConfigError
-from octavo.planner.memory import MemoryPlan, kv_block_bytes, workspace_bytes
+from octavo.kernels import native
+from octavo.planner.memory import MemoryPlan, kv_block_bytes, weight_bytes, workspace_bytes
 from octavo.units import format_bytes
 
 MEMORY_FRACTION = 0.9
@@ -32,6 +33,8 @@ class Resolved:
 
     device: str
     dtype: str
+    isa: str | None
+    quantization: str | None
     num_threads: int
     max_model_len: int
     limits: Limits
@@ -48,6 +51,7 @@ def resolve(config: EngineConfig, arch: Arch, machine: Machine, *, device: str, 
     """
     made: list[Decision] = [Decision("device", device, _because_device(config.runtime.device, device))]
     dtype = _dtype(config, arch, made)
+    isa = _isa(config, device, dtype, made)
     threads = _threads(config, machine, made)
     max_len = _max_model_len(config, arch, made)
     seqs = config.scheduler.max_num_seqs
@@ -64,9 +68,10 @@ def resolve(config: EngineConfig, arch: Arch, machine: Machine, *, device: str, 
         enable_prefix_caching=config.kv.enable_prefix_caching,
         max_chunk_tokens=config.scheduler.max_chunk_tokens,
     )
-    memory = _memory(config, arch, dtype, limit, limits, made)
+    quantization = config.model.quantization
+    memory = _memory(config, arch, dtype, isa, threads, limit, limits, made)
     limits = replace(limits, num_blocks=memory.num_kv_blocks)
-    return Resolved(device, dtype, threads, max_len, limits, memory, tuple(made))
+    return Resolved(device, dtype, isa, quantization, threads, max_len, limits, memory, tuple(made))
 
 
 def _because_device(asked: str, device: str) -> str:
@@ -91,6 +96,26 @@ def _dtype(config: EngineConfig, arch: Arch, made: list[Decision]) -> str:
     if kv_dtype == "auto":
         made.append(Decision("kv_cache_dtype", dtype, "as the model computes"))
     return dtype
+
+
+def _isa(config: EngineConfig, device: str, dtype: str, made: list[Decision]) -> str | None:
+    """The instruction set of the compiled kernels, or None for the torch reference."""
+    asked, quantization = config.runtime.kernels, config.model.quantization
+    isa, because = native.choose(asked, device.partition(":")[0], dtype)
+    if asked == "auto":
+        made.append(Decision("kernels", isa or "reference", because))
+    if quantization is not None:
+        if isa is None:
+            raise ConfigError(
+                f"quantization={quantization!r} needs compiled kernels, and there are none to use: {because}"
+            )
+        layers = "one scale per output" if quantization == "int8" else "groups of 64 with scale and minimum"
+        made.append(
+            Decision(
+                "quantized weights", f"layers {quantization}, head int8", f"{layers}; norms stay in {dtype}"
+            )
+        )
+    return isa
 
 
 def _threads(config: EngineConfig, machine: Machine, made: list[Decision]) -> int:
@@ -148,20 +173,25 @@ def _memory(
     config: EngineConfig,
     arch: Arch,
     dtype: str,
+    isa: str | None,
+    num_threads: int,
     limit: int,
     limits: Limits,
     made: list[Decision],
 ) -> MemoryPlan:
-    max_len, block_tokens = limits.max_model_len, limits.block_tokens
-    weights = arch.weight_bytes(dtype)
+    max_len, block_tokens, quantization = limits.max_model_len, limits.block_tokens, config.model.quantization
+    weights = weight_bytes(arch, dtype, isa, quantization)
     workspace = workspace_bytes(
         arch,
         dtype,
         max_num_batched_tokens=limits.max_num_batched_tokens,
         max_num_seqs=limits.max_num_seqs,
         max_model_len=max_len,
+        isa=isa,
+        quantization=quantization,
+        num_threads=num_threads,
     )
-    block = kv_block_bytes(arch, dtype, block_tokens)
+    block = kv_block_bytes(arch, dtype, block_tokens, isa)
     fits = (limit - weights - workspace) // block
     least = limits.min_blocks(max_len) + 1
     blocks = config.kv.num_kv_blocks

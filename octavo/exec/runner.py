@@ -102,7 +102,7 @@ class Runner:
         for row, piece in enumerate(slices):
             if self._held[piece.seq_id].start.params.beam_width is None:
                 jobs.extend(self._jobs(piece, row))
-        drawn = iter(sample_rows(logits, jobs))
+        drawn = iter(sample_rows(logits, jobs, self.model.greedy))
         found: dict[int, Output] = {}
         for row, piece in enumerate(slices):
             held = self._held[piece.seq_id]
@@ -181,6 +181,7 @@ class Runner:
                 found = prompt_logprobs(logits, held.tokens[start + 1 : end + 1], num_top)
             except BadLogits as error:
                 return Output(piece.seq_id, piece.epoch, error=str(error))
+            del logits  # before the next rows' are made
             pairs.extend(zip(range(start + 1, end + 1), found, strict=True))
         seen = output.payload if isinstance(output.payload, Payload) else Payload()
         payload = Payload(seen.choices, tuple(pairs), seen.candidates)

@@ -8,12 +8,11 @@ import torch
 from torch import Tensor
 
 from octavo.core.step import Copy
-from octavo.kernels.kv_store import copy_blocks
-from octavo.kv.layout import DenseLayout
+from octavo.kv.layout import Layout
 
 
 class KvPool:
-    """One arena, [L, B, 2, P, K, D]; a block id names the same block in every layer.
+    """One arena, [L, B, ...] as the layout has it; a block id names the same block in every layer.
 
     layout      of a block
     num_layers  at least 1
@@ -24,7 +23,7 @@ class KvPool:
     """
 
     def __init__(
-        self, layout: DenseLayout, num_layers: int, num_blocks: int, device: torch.device | str = "cpu"
+        self, layout: Layout, num_layers: int, num_blocks: int, device: torch.device | str = "cpu"
     ) -> None:
         if num_layers < 1 or num_blocks < 1:
             raise ValueError(f"KvPool: want at least 1 layer and 1 block, got {num_layers} and {num_blocks}")
@@ -42,18 +41,18 @@ class KvPool:
         return self._arena.device
 
     def layer(self, index: int) -> Tensor:
-        """The blocks of one layer, [B, 2, P, K, D]: a view to read and write."""
+        """The blocks of one layer, [B, ...]: a view to read and write."""
         return self._arena[index]
+
+    @property
+    def arena(self) -> Tensor:
+        """All layers' blocks, [L, B, ...]."""
+        return self._arena
 
     def copy(self, copies: Sequence[Copy]) -> None:
         """Carry out a step's copies in order, all layers."""
         if copies:
-            copy_blocks(
-                self._arena,
-                [copy.source for copy in copies],
-                [copy.target for copy in copies],
-                [copy.num_tokens for copy in copies],
-            )
+            self.layout.copy(self._arena, copies)
 
     def poison(self, block_ids: Iterable[int]) -> None:
         """Fill blocks with NaN, so that a read of what nobody owns shows."""

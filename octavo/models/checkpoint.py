@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 import mmap
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ MAX_HEADER_BYTES = 100_000_000
 WHOLE_DIGEST_BYTES = 256 << 20
 SAMPLE_BYTES = 64 << 10
 NUM_SAMPLES = 16
+PIECE_BYTES = 16 << 20
 
 _DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 _ITEM_BYTES = {
@@ -70,23 +71,41 @@ class Checkpoint:
     def fill(self, name: str, target: Tensor) -> bytes:
         """Copy a tensor into `target`, cast to its dtype, and return the digest of what the file holds.
 
-        Of a checkpoint below 256 MiB every byte is digested; of a larger one 16 evenly spaced samples of
-        64 KiB per tensor, first and last among them. The pages read are handed back to the system at once.
         Raises LoadError when a value is infinite or undefined, be it in the file or after the cast.
         """
         entry = self.entries[name]
-        mapping = self._mapping(entry.file)
         if entry.end > entry.begin:
-            view = _view(mapping, entry)
-            target.copy_(view)
+            target.copy_(_view(self._mapping(entry.file), entry))
             if not _is_finite(target):
-                whose = f"stored as {entry.dtype}" if not _is_finite(view) else f"cast to {target.dtype}"
-                raise LoadError(f"{entry.file}: {name} holds infinite or undefined values when {whose}")
-            del view  # a mapping in use cannot be closed
+                raise self.not_finite(name, target.dtype)
+        return self.digest(name)
+
+    def pieces(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Iterator[Tensor]:
+        """A matrix as groups of rows; see `octavo.models.loader.Source`."""
+        entry = self.entries[name]
+        whole = _view(self._mapping(entry.file), entry)
+        for rows in torch.split(whole, _rows_of_a_piece(shape, whole.element_size())):
+            yield rows.to(dtype)
+
+    def digest(self, name: str) -> bytes:
+        """Of what the file holds of a tensor; its pages are handed back to the system.
+
+        Of a checkpoint below 256 MiB every byte is digested; of a larger one 16 evenly spaced samples of
+        64 KiB per tensor, first and last among them.
+        """
+        entry = self.entries[name]
+        mapping = self._mapping(entry.file)
         digest = _digest(mapping, entry, whole=self._digests_whole)
         first_page = entry.begin - entry.begin % mmap.PAGESIZE
         mapping.madvise(mmap.MADV_DONTNEED, first_page, entry.end - first_page)
         return digest
+
+    def not_finite(self, name: str, dtype: torch.dtype) -> LoadError:
+        """Says whether the file or the cast to `dtype` made a tensor's values infinite or undefined."""
+        entry = self.entries[name]
+        is_stored = not _is_finite(_view(self._mapping(entry.file), entry))
+        whose = f"stored as {entry.dtype}" if is_stored else f"cast to {dtype}"
+        return LoadError(f"{entry.file}: {name} holds infinite or undefined values when {whose}")
 
     def holds_same(self, name: str, other: str) -> bool:
         """Whether two tensors are equal byte for byte."""
@@ -112,6 +131,11 @@ def _view(mapping: mmap.mmap, entry: Entry) -> Tensor:
     if entry.begin % dtype.itemsize:
         return torch.frombuffer(bytearray(mapping[entry.begin : entry.end]), dtype=dtype).view(entry.shape)
     return torch.frombuffer(mapping, dtype=dtype, count=num_items, offset=entry.begin).view(entry.shape)
+
+
+def _rows_of_a_piece(shape: tuple[int, ...], item_bytes: int) -> int:
+    """A multiple of 16 that makes pieces of about PIECE_BYTES."""
+    return max(PIECE_BYTES // max(16 * shape[1] * item_bytes, 1), 1) * 16
 
 
 def _is_finite(tensor: Tensor) -> bool:

@@ -6,18 +6,22 @@ Nothing from the folder is executed, and pickles are never read.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from octavo.arch import DTYPE_BYTES, Arch
 from octavo.errors import ConfigError, LoadError
+from octavo.kernels import native, rope
+from octavo.kv.layout import PANEL
 from octavo.models.checkpoint import Checkpoint, check_dtypes, stored_dtype
 from octavo.models.layers import Attention, Layer, Mlp
-from octavo.models.model import Model
-from octavo.models.ops import Linear, Ops
+from octavo.models.model import Model, TorchModel
+from octavo.models.native import NativeLayer, NativeModel
+from octavo.models.ops import Decision, Linear, Ops
 from octavo.models.parts import DecoderParts, LayerParts, Projection, Weight
 from octavo.models.random_weights import RandomWeights
 from octavo.models.registry import parts_of
@@ -31,7 +35,17 @@ class Source(Protocol):
     """Where weights come from: a checkpoint, or a seed."""
 
     def fill(self, name: str, target: Tensor) -> bytes:
-        """Write one tensor into `target` and return a digest of it."""
+        """Write one tensor into `target` and return a digest of it. Raises LoadError unless all of it is finite."""
+
+    def pieces(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Iterator[Tensor]:
+        """One matrix [O, I] as consecutive groups of rows, all but the last a multiple of 16, without copies where
+        the stored dtype is the one asked for. A piece is good until the next is asked for, and is not checked."""
+
+    def digest(self, name: str) -> bytes:
+        """What `fill` would return; to be asked once, after `pieces`."""
+
+    def not_finite(self, name: str, dtype: torch.dtype) -> LoadError:
+        """The error of a tensor that holds infinite or undefined values when cast."""
 
 
 def load(
@@ -41,6 +55,8 @@ def load(
     *,
     load_format: str = "auto",
     seed: int = 0,
+    kernels: str = "auto",
+    quantization: str | None = None,
 ) -> Model:
     """Load a model and choose its kernels.
 
@@ -48,13 +64,16 @@ def load(
     dtype        "auto" is what config.json says, else what the checkpoint holds, else float32
     load_format  "auto", or "random" to ignore the weights of a folder
     seed         of random weights
+    kernels      "auto", "reference", or an instruction set; see `octavo.kernels.native.choose`
+    quantization None, or "int8" or "int4": weights are rounded while they are packed
 
-    There is one copy of the weights in memory: tensors are copied out of the memory-mapped files one by
-    one. `Model.fingerprint` covers their digests (`Checkpoint.fill` says of how many bytes), the config
-    fields that change keys and values, the dtype, and the kernels: another kernel may round differently.
+    There is one copy of the weights in memory: tensors are copied out of the memory-mapped files one by one, or
+    packed straight from them. `Model.fingerprint` covers their digests (`Checkpoint.digest` says of how many bytes),
+    the config fields that change keys and values, the dtype, and the kernels: another kernel may round differently.
 
     Raises LoadError before anything is allocated when folder, config and headers do not agree; ConfigError
-    for an unknown dtype or load_format; KernelUnavailable.
+    for an unknown dtype or load_format, for kernels that cannot serve, and for a quantization without compiled kernels;
+    KernelUnavailable.
     """
     if load_format not in LOAD_FORMATS:
         raise ConfigError(f"load_format must be one of {', '.join(LOAD_FORMATS)}, got {load_format!r}")
@@ -62,12 +81,13 @@ def load(
     arch = model if isinstance(model, Arch) else Arch.from_file(model)
     folder = None if isinstance(model, Arch) else Path(model)
     if folder is None or not folder.is_dir() or load_format == "random":
-        return _build(arch, RandomWeights(seed), wanted or _stated_dtype(arch) or torch.float32, device)
+        resolved = wanted or _stated_dtype(arch) or torch.float32
+        return _build(arch, RandomWeights(seed), resolved, device, kernels, quantization)
     with Checkpoint(folder) as checkpoint:
         parts = parts_of(arch)
         _check(parts, arch, checkpoint)
         resolved = wanted or _stated_dtype(arch) or stored_dtype(checkpoint.entries[parts.embedding.name])
-        return _build(arch, checkpoint, resolved, device)
+        return _build(arch, checkpoint, resolved, device, kernels, quantization)
 
 
 def _wanted_dtype(dtype: str | torch.dtype) -> torch.dtype | None:
@@ -159,7 +179,19 @@ class _Builder:
 
 
 @torch.no_grad()
-def _build(arch: Arch, source: Source, dtype: torch.dtype, device: torch.device) -> Model:
+def _build(
+    arch: Arch,
+    source: Source,
+    dtype: torch.dtype,
+    device: torch.device,
+    kernels: str,
+    quantization: str | None,
+) -> Model:
+    isa, because = native.choose(kernels, device.type, str(dtype).removeprefix("torch."))
+    if isa is not None:
+        return _Packer(arch, source, dtype, isa, because, quantization).build()
+    if quantization is not None:
+        raise ConfigError(f"quantization={quantization!r} needs compiled kernels: {because}")
     ops = Ops(arch, dtype, device)
     builder = _Builder(source, ops, dtype, device)
     parts = parts_of(arch)
@@ -169,11 +201,12 @@ def _build(arch: Arch, source: Source, dtype: torch.dtype, device: torch.device)
     )
     final_norm = builder.tensor(parts.final_norm)
     head = ops.linear(embedding if parts.head is None else builder.tensor(parts.head))
-    return Model(
+    return TorchModel(
         arch=arch,
         dtype=dtype,
         device=device,
-        fingerprint=_fingerprint(arch, dtype, ops, builder.digests),
+        fingerprint=_fingerprint(arch, dtype, ops.decisions, builder.digests),
+        weight_bytes=arch.weight_bytes(str(dtype).removeprefix("torch.")),
         ops=ops,
         rope=RopeTables(arch.rope, arch.head_dim, device, ops.tables),
         embedding=embedding,
@@ -183,10 +216,108 @@ def _build(arch: Arch, source: Source, dtype: torch.dtype, device: torch.device)
     )
 
 
-def _fingerprint(arch: Arch, dtype: torch.dtype, ops: Ops, digests: dict[str, bytes]) -> bytes:
+class _Packer:
+    """Packs weights from a source in the order of computation and remembers their digests.
+
+    Quantized weights: those of the layers. The head is int8 in both cases, and so is an embedding that is the same
+    tensor; an embedding of its own stays in the model's dtype.
+    """
+
+    def __init__(
+        self, arch: Arch, source: Source, dtype: torch.dtype, isa: str, because: str, quantization: str | None
+    ) -> None:
+        self.arch, self.source, self.dtype, self.isa = arch, source, dtype, isa
+        plain = str(dtype).removeprefix("torch.")
+        self.plain, self.format = plain, quantization or plain
+        self.head_format = plain if quantization is None else "int8"
+        self.digests: dict[str, bytes] = {}
+        self.decisions = [
+            Decision("program", isa, (because,)),
+            Decision("linear", f"{isa} {self.format}", ()),
+        ]
+        if quantization is not None:
+            self.decisions.append(Decision("head", f"{isa} {self.head_format}", ()))
+
+    def build(self) -> NativeModel:
+        arch, parts = self.arch, parts_of(self.arch)
+        embedding = self.packed(
+            self.plain if parts.head else self.head_format, [Projection(parts.embedding)], num_parts=1
+        )
+        layers = tuple(
+            self.layer(part, window) for part, window in zip(parts.layers, arch.windows, strict=True)
+        )
+        final_norm = self.tensor(parts.final_norm)
+        head = (
+            embedding
+            if parts.head is None
+            else self.packed(self.head_format, [Projection(parts.head)], num_parts=1)
+        )
+        return NativeModel(
+            arch=arch,
+            dtype=self.dtype,
+            fingerprint=_fingerprint(arch, self.dtype, self.decisions, self.digests),
+            isa=self.isa,
+            decisions=self.decisions,
+            rope=RopeTables(arch.rope, arch.head_dim, torch.device("cpu"), rope.tables),
+            embedding=embedding,
+            layers=layers,
+            final_norm=final_norm,
+            head=head,
+        )
+
+    def layer(self, part: LayerParts, window: int | None) -> NativeLayer:
+        attention_norm = self.tensor(part.attention_norm)
+        apart = [part.q, part.k, part.v]
+        whole = all(one.weight.shape[0] % PANEL == 0 for one in apart)
+        qkv = [apart] if whole else [[one] for one in apart]
+        return NativeLayer(
+            attention_norm=attention_norm,
+            qkv=tuple(self.packed(self.format, group, num_parts=1) for group in qkv),
+            o=self.packed(self.format, [part.o], num_parts=1),
+            q_norm=None if part.q_norm is None else self.tensor(part.q_norm),
+            k_norm=None if part.k_norm is None else self.tensor(part.k_norm),
+            mlp_norm=self.tensor(part.mlp_norm),
+            gate_up=self.packed(self.format, [part.gate, part.up], num_parts=2),
+            down=self.packed(self.format, [part.down], num_parts=1),
+            window=window,
+        )
+
+    def tensor(self, weight: Weight) -> Tensor:
+        target = torch.empty(weight.shape, dtype=self.dtype)
+        self.digests[weight.name] = self.source.fill(weight.name, target)
+        return target
+
+    def packed(self, format: str, projections: Sequence[Projection], *, num_parts: int) -> Any:
+        """Projections under one another, or as parts that take turns."""
+        num_out = sum(one.weight.shape[0] for one in projections)
+        has_bias = any(one.bias is not None for one in projections)
+        num_in = projections[0].weight.shape[1]
+        made = native.module().Weight(self.isa, format, num_out, num_in, num_parts, has_bias)
+        first = 0
+        for index, one in enumerate(projections):
+            part = index if num_parts > 1 else 0
+            self._fill(made, part, 0 if num_parts > 1 else first, one)
+            first += one.weight.shape[0]
+        return made
+
+    def _fill(self, made: Any, part: int, first: int, projection: Projection) -> None:
+        weight = projection.weight
+        row = first
+        for piece in self.source.pieces(weight.name, weight.shape, self.dtype):
+            if not made.fill(part, row, piece, torch.get_num_threads()):
+                raise self.source.not_finite(weight.name, self.dtype)
+            row += len(piece)
+        self.digests[weight.name] = self.source.digest(weight.name)
+        if projection.bias is not None:
+            made.fill_bias(part, first, self.tensor(projection.bias))
+
+
+def _fingerprint(
+    arch: Arch, dtype: torch.dtype, decisions: Sequence[Decision], digests: dict[str, bytes]
+) -> bytes:
     """See `load`. Tensors are taken by name, so that sharding changes nothing."""
     digest = hashlib.sha256(arch.digest())
-    kernels = sorted({(decision.op, decision.impl) for decision in ops.decisions})
+    kernels = sorted({(decision.op, decision.impl) for decision in decisions})
     digest.update(f"{dtype} {kernels}".encode())
     for name in sorted(digests):
         digest.update(hashlib.sha256(name.encode()).digest() + digests[name])

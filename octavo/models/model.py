@@ -1,13 +1,16 @@
-"""A decoder: embedding, layers, final norm, output head."""
+"""What a loaded model offers, and the one that runs op by op: embedding, layers, final norm, output head."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from octavo.arch import Arch
+from octavo.kernels.sampling import Greedy, greedy
+from octavo.kv.layout import DenseLayout, Layout
 from octavo.kv.pool import KvPool
 from octavo.models.batch import Batch
 from octavo.models.layers import Layer
@@ -15,11 +18,47 @@ from octavo.models.ops import Decision, Linear, Ops
 from octavo.models.rope import RopeTables
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Model:
+class Model(Protocol):
     """A loaded model. Every row's result depends on that row and its sequence alone.
 
     fingerprint  SHA-256 of weights, dtype, kernels and the config fields that change keys and values
+    decisions    (op, implementation, reasons against those passed over) for each op
+    weight_bytes what the weights take, packed
+    """
+
+    @property
+    def arch(self) -> Arch: ...
+    @property
+    def dtype(self) -> torch.dtype: ...
+    @property
+    def device(self) -> torch.device: ...
+    @property
+    def fingerprint(self) -> bytes: ...
+    @property
+    def decisions(self) -> list[Decision]: ...
+    @property
+    def weight_bytes(self) -> int: ...
+
+    def kv_layout(self, block_tokens: int) -> Layout:
+        """How the blocks of a pool for this model lie."""
+
+    def reserve(self, block_tokens: int, num_rows: int, num_positions: int) -> None:
+        """Take now what steps of up to so many rows, at positions below `num_positions`, keep for themselves."""
+
+    def forward(self, batch: Batch, kv: KvPool) -> Tensor:
+        """Final hidden states [T, E], after the last norm. Keys and values are written to `kv`."""
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[N, V] float32 from rows [N, E] of what `forward` returned."""
+
+    def greedy(self, logits: Tensor) -> list[Greedy]:
+        """The likeliest token of each row of logits [N, V] float32."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TorchModel:
+    """A model whose ops are called one by one; see `Model`.
+
     embedding    [V, E]
     head         E to V; shares the embedding's memory where the checkpoint ties them
     """
@@ -28,6 +67,7 @@ class Model:
     dtype: torch.dtype
     device: torch.device
     fingerprint: bytes
+    weight_bytes: int
     ops: Ops
     rope: RopeTables
     embedding: Tensor
@@ -37,12 +77,16 @@ class Model:
 
     @property
     def decisions(self) -> list[Decision]:
-        """(op, implementation, reasons against those passed over) for each op."""
         return self.ops.decisions
+
+    def kv_layout(self, block_tokens: int) -> Layout:
+        return DenseLayout(self.arch.num_kv_heads, self.arch.head_dim, block_tokens, self.dtype)
+
+    def reserve(self, block_tokens: int, num_rows: int, num_positions: int) -> None:
+        """Tensors come and go with each step: nothing is kept."""
 
     @torch.no_grad()
     def forward(self, batch: Batch, kv: KvPool) -> Tensor:
-        """Final hidden states [T, E], after the last norm. Keys and values are written to `kv`."""
         ops, eps = self.ops, self.arch.norm_eps
         angles = self.rope(batch.positions)
         residual = ops.embed(batch.tokens, self.embedding)
@@ -57,5 +101,7 @@ class Model:
 
     @torch.no_grad()
     def logits(self, hidden: Tensor) -> Tensor:
-        """[N, V] float32 from rows [N, E] of what `forward` returned."""
         return self.head(hidden).to(torch.float32)
+
+    def greedy(self, logits: Tensor) -> list[Greedy]:
+        return greedy(logits)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
+
+from octavo.errors import LoadError
 
 STD = 0.02
 _CHUNK_ITEMS = 1 << 22
@@ -21,6 +24,7 @@ class RandomWeights:
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
+        self._digests: dict[str, bytes] = {}
 
     def fill(self, name: str, target: Tensor) -> bytes:
         """Draw a tensor into `target`, in float32, then rounded; returns a digest of its first values."""
@@ -35,3 +39,16 @@ class RandomWeights:
                 part.copy_(torch.randn(part.numel(), generator=generator) * STD)
         first = target.reshape(-1)[:_DIGEST_ITEMS].cpu().to(torch.float32)
         return hashlib.sha256(f"{name} {tuple(target.shape)}".encode() + first.numpy().tobytes()).digest()
+
+    def pieces(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Iterator[Tensor]:
+        """A matrix in one piece; see `octavo.models.loader.Source`."""
+        whole = torch.empty(shape, dtype=dtype)
+        self._digests[name] = self.fill(name, whole)
+        yield whole
+
+    def digest(self, name: str) -> bytes:
+        """Of a matrix whose pieces have been taken."""
+        return self._digests.pop(name)
+
+    def not_finite(self, name: str, dtype: torch.dtype) -> LoadError:
+        return LoadError(f"random weights of {name} are infinite or undefined when cast to {dtype}")

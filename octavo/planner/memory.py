@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from octavo.arch import Arch
+from octavo.planner import panels
 from octavo.units import format_bytes
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -23,24 +24,58 @@ LIBRARY_BYTES = 32 << 20
 """What the tensor library's code and kernel cache take on first use, measured over a few models of 64 to 150 M
 parameters: 20 to 50 MiB."""
 
+PENALTY_TOKEN_BYTES = 32
+"""Of each token of one sequence while repetitions are penalised: its id, sorted and without doubles."""
+
 PROMPT_ROWS = 64
 """Prompt positions whose logits the runner computes at a time."""
 
 
-def kv_block_bytes(arch: Arch, dtype: str, block_tokens: int) -> int:
-    """Bytes of one block in all layers: L x 2 x P x K x D x element."""
+def weight_bytes(arch: Arch, dtype: str, isa: str | None = None, quantization: str | None = None) -> int:
+    """Bytes of all weights as they will lie: packed for compiled kernels of an instruction set, or as tensors."""
+    return arch.weight_bytes(dtype) if isa is None else panels.weight_bytes(arch, dtype, quantization)
+
+
+def kv_block_bytes(arch: Arch, dtype: str, block_tokens: int, isa: str | None = None) -> int:
+    """Bytes of one block in all layers: L x 2 x P x K x D x element, and for compiled kernels what fills panels."""
+    if isa is not None:
+        return panels.kv_block_bytes(arch, dtype, block_tokens)
     return block_tokens * arch.kv_bytes_per_token(dtype)
 
 
 def workspace_bytes(
-    arch: Arch, dtype: str, *, max_num_batched_tokens: int, max_num_seqs: int, max_model_len: int
+    arch: Arch,
+    dtype: str,
+    *,
+    max_num_batched_tokens: int,
+    max_num_seqs: int,
+    max_model_len: int,
+    isa: str | None = None,
+    quantization: str | None = None,
+    num_threads: int = 1,
 ) -> int:
     """Peak bytes of activations and logits in the largest step, beside weights and KV: an upper bound.
 
-    The largest of three moments, each beside what the attention kernel keeps between calls: attention with its
-    scores and gathered keys, the widest point of the MLP, and the head with the draw. Then LIBRARY_BYTES.
+    On the reference kernels the largest of three moments, each beside what the attention kernel keeps between calls:
+    attention with its scores and gathered keys, the widest point of the MLP, and the head with the draw. On compiled
+    ones what the program keeps, hidden states and the head with the draw. Then LIBRARY_BYTES.
     """
     element = DTYPE_BYTES[dtype]
+    if isa is not None:
+        drawn = min(max_num_seqs, max_num_batched_tokens)
+        kept = panels.program_bytes(
+            arch,
+            dtype,
+            quantization,
+            num_rows=max_num_batched_tokens,
+            max_model_len=max_model_len,
+            num_threads=num_threads,
+            num_head_rows=max(drawn, min(PROMPT_ROWS, max_num_batched_tokens)),
+        )
+        hidden = (max_num_batched_tokens + drawn) * arch.hidden_size * element
+        logits = drawn + min(PROMPT_ROWS, max_num_batched_tokens)
+        seen = PENALTY_TOKEN_BYTES * max_model_len
+        return kept + hidden + (logits * 4 + 64) * arch.vocab_size + seen + LIBRARY_BYTES
     rows = _padded(max_num_batched_tokens)
     scratch, kept = _attention_bytes(arch, max_num_batched_tokens, max_model_len)
     layer = max(

@@ -10,6 +10,7 @@ import pytest
 from octavo import LLM, SamplingParams
 from octavo.cli import generate
 from octavo.cli.main import main
+from octavo.kernels import native
 
 SMALL = ["--num-kv-blocks", "256", "--num-threads", "1", "--max-num-seqs", "8"]
 
@@ -164,6 +165,14 @@ def test_doctor_names_the_kernels_and_finds_a_taken_port(capsys):
     findings = {one["what"]: one for one in json.loads(capsys.readouterr().out)}
     assert findings["port"]["state"] == "warning"
     assert "--port 0" in findings["port"]["fix"]
-    assert findings["kernel paged_attention"]["state"] == findings["kernel linear"]["state"] == "ok"
+    assert findings["kernels"]["state"] == "ok"
+    assert findings["kernels"]["found"].partition(": ")[0] == (native.instruction_sets() or ("reference",))[0]
     assert findings["model"]["found"] == "quire: llama"
     assert main(["doctor", "/nowhere", "--json", "--port", "0"]) == 4
+
+
+def test_doctor_names_every_op_of_the_reference(capsys):
+    assert main(["doctor", "--json", "--port", "0", "--kernels", "reference", *SMALL]) == 0
+    findings = {one["what"]: one for one in json.loads(capsys.readouterr().out)}
+    assert findings["kernel paged_attention"]["state"] == findings["kernel linear"]["state"] == "ok"
+    assert "kernels" not in findings

@@ -42,7 +42,7 @@ def test_every_setting_has_an_origin():
         ({}, {"OCTAVO_PORT": "70000"}, {}, r"port must.*70000.*\(from OCTAVO_PORT\)"),
         ({}, {}, {"port": "80"}, r"port must.*'80'.*\(from my.toml\)"),
         ({}, {}, {"memory_limit": "4G"}, r"memory_limit.*4GiB.*\(from my.toml\)"),
-        ({"quantization": "int8"}, {}, {}, r"quantization is 'int8'.*\(from --quantization\)"),
+        ({"quantization": "gptq"}, {}, {}, r"quantization is 'gptq'.*\(from --quantization\)"),
     ],
 )
 def test_what_is_wrong_is_named_with_its_source(flags, variables, file, hint):

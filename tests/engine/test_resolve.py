@@ -12,8 +12,11 @@ from octavo.config import EngineConfig
 from octavo.engine.machine import Machine
 from octavo.engine.resolve import Resolved, resolve
 from octavo.errors import ConfigError
+from octavo.kernels import native
 from octavo.units import GIB, MIB, format_bytes
 from tests.engine.tiny import CONFIG
+
+needs_compiled = pytest.mark.skipif(not native.instruction_sets(), reason="the compiled module is not built")
 
 MACHINE = Machine(num_cores=6, total_bytes=16 * GIB, available_bytes=8 * GIB)
 LARGE = CONFIG | {
@@ -53,6 +56,7 @@ def test_what_was_set_is_taken_and_not_called_a_decision() -> None:
     resolved = settle(
         device="cpu", dtype="float32", num_threads=3, max_model_len=1000, max_num_seqs=5, max_num_batched_tokens=77,
         max_chunk_tokens=33, block_size=4, memory_limit=2 * GIB, num_kv_blocks=900, enable_prefix_caching=False,
+        kernels="portable",
     )  # fmt: skip
     limits = resolved.limits
     assert (resolved.dtype, resolved.num_threads, resolved.max_model_len) == ("float32", 3, 1000)
@@ -144,3 +148,81 @@ def test_keys_and_values_in_another_dtype_are_refused() -> None:
     ):
         settle(kv_cache_dtype="float16")
     assert settle(kv_cache_dtype="bf16").dtype == "bfloat16"
+
+
+# Compiled kernels and quantized weights
+
+
+def test_kernels_left_open_are_a_decision() -> None:
+    found = native.instruction_sets()
+    resolved = settle()
+    value, because = by_field(resolved)["kernels"]
+    if found:
+        assert resolved.isa == value == found[0]
+        assert because == f"the best of {', '.join(found)} on this processor"
+    else:
+        assert (resolved.isa, value) == (None, "reference")
+        assert "octavo._cpu is missing" in because
+
+
+@pytest.mark.parametrize(
+    ("settings", "because"),
+    [
+        ({"on": "cuda:1"}, "compiled kernels run on cpu, not on cuda"),
+        ({"dtype": "float16"}, "compiled kernels take float32 and bfloat16, not float16"),
+    ],
+    ids=str,
+)
+def test_where_compiled_kernels_cannot_serve_the_reference_does(
+    settings: dict[str, Any], because: str
+) -> None:
+    resolved = settle(**settings)
+    assert resolved.isa is None
+    assert by_field(resolved)["kernels"] == ("reference", because)
+
+
+def test_a_missing_build_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "_module", None)
+    monkeypatch.setattr(native, "_absent", "No module named 'octavo._cpu'")
+    resolved = settle()
+    assert resolved.isa is None
+    value, because = by_field(resolved)["kernels"]
+    assert value == "reference"
+    assert "octavo._cpu is missing (No module named 'octavo._cpu')" in because
+    assert "pip install" in because
+    with pytest.raises(ConfigError, match="needs compiled kernels"):
+        settle(quantization="int8")
+    with pytest.raises(ConfigError, match=r"kernels='avx2': the compiled module octavo\._cpu is missing"):
+        settle(kernels="avx2")
+
+
+def test_the_reference_is_taken_when_it_is_asked_for() -> None:
+    resolved = settle(kernels="reference")
+    assert resolved.isa is None
+    assert "kernels" not in by_field(resolved)
+    with pytest.raises(ConfigError, match="quantization='int4' needs compiled kernels"):
+        settle(kernels="reference", quantization="int4")
+
+
+def test_a_set_of_instructions_that_cannot_serve_is_refused() -> None:
+    with pytest.raises(ConfigError, match="kernels='portable': compiled kernels run on cpu, not on cuda"):
+        settle(kernels="portable", on="cuda")
+    absent = next((one for one in ("amx", "avx512", "avx2") if one not in native.instruction_sets()), None)
+    if absent is not None:
+        with pytest.raises(ConfigError, match=f"kernels='{absent}': "):
+            settle(kernels=absent)
+
+
+@needs_compiled
+@pytest.mark.parametrize(
+    ("quantization", "layers"), [("int8", "one scale per output"), ("int4", "groups of 64")]
+)
+def test_quantized_weights_are_a_decision_and_take_less_memory(quantization: str, layers: str) -> None:
+    plain, rounded = settle(), settle(quantization=quantization)
+    value, because = by_field(rounded)["quantized weights"]
+    assert value == f"layers {quantization}, head int8"
+    assert layers in because
+    assert rounded.quantization == quantization
+    assert plain.quantization is None
+    assert rounded.memory.weight_bytes < 0.6 * plain.memory.weight_bytes
+    assert rounded.memory.kv_block_bytes == plain.memory.kv_block_bytes

@@ -15,7 +15,6 @@ from octavo.core.step import Copy, Output, Slice, Step
 from octavo.decode.logprobs import Choice
 from octavo.exec.executor import Start
 from octavo.exec.runner import Payload, Runner
-from octavo.kv.layout import DenseLayout
 from octavo.kv.pool import KvPool
 from octavo.models.loader import load
 from octavo.models.model import Model
@@ -50,8 +49,7 @@ class Desk:
     tables: dict[int, list[int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        layout = DenseLayout(self.model.arch.num_kv_heads, self.model.arch.head_dim, P, self.model.dtype)
-        self.kv = KvPool(layout, self.model.arch.num_layers, NUM_BLOCKS)
+        self.kv = KvPool(self.model.kv_layout(P), self.model.arch.num_layers, NUM_BLOCKS)
         self.kv.poison(range(NUM_BLOCKS))
         self.runner = Runner(self.model, self.kv)
         self.free = list(range(1, NUM_BLOCKS))

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from octavo.kernels.choose import Impl, Need, choose
-from octavo.kernels.norm import IMPLS, add_rms_norm, cpu, rms_norm
+from octavo.kernels.choose import Impl, Need
+from octavo.kernels.norm import IMPLS, add_rms_norm, rms_norm
 from tests.kernels.numbers import DTYPES, F32, UNIT, assert_within, same_bits, seeded
 
 NORMS = [impl for impl in IMPLS if impl.op == "rms_norm"]
@@ -115,32 +115,3 @@ def test_what_does_not_fit_is_refused_with_its_shape(norm) -> None:
 def test_the_contract_function_is_the_reference() -> None:
     x, weight = seeded(4, 7, seed=1), seeded(7, seed=2)
     assert same_bits(rms_norm(x, weight, EPS), NORMS[-1].run(x, weight, EPS))
-
-
-def test_the_compiled_kernel_comes_first_where_it_fits() -> None:
-    chosen, passed_over = choose("rms_norm", Need(device="cpu", dtype=torch.bfloat16), IMPLS)
-    if cpu.refuses(Need(device="cpu", dtype=torch.bfloat16)):
-        pytest.skip(passed_over[0])
-    assert (chosen.name, passed_over) == ("cpu", [])
-
-
-@pytest.mark.parametrize(
-    ("need", "reason"),
-    [
-        (Need(device="cuda", dtype=torch.float32), "cpu: runs on cpu, not on cuda"),
-        (Need(device="cpu", dtype=torch.float16), "cpu: takes float32 and bfloat16, not float16"),
-    ],
-)
-def test_the_compiled_kernel_says_why_it_is_passed_over(need: Need, reason: str) -> None:
-    chosen, passed_over = choose("rms_norm", need, IMPLS)
-    assert chosen.name == "reference"
-    assert passed_over == [reason]
-
-
-def test_a_missing_build_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu, "_native", None)
-    monkeypatch.setattr(cpu, "_absent", "No module named 'octavo._cpu'")
-    chosen, (reason,) = choose("rms_norm", Need(device="cpu", dtype=torch.float32), IMPLS)
-    assert chosen.name == "reference"
-    assert "octavo._cpu is missing" in reason
-    assert "pip install" in reason

@@ -13,12 +13,17 @@ from safetensors.torch import load_file, save_file
 import octavo.models.checkpoint as checkpoint_module
 from octavo.arch import Arch
 from octavo.errors import ConfigError, LoadError
-from octavo.models.loader import load
-from octavo.models.model import Model
+from octavo.models import loader
+from octavo.models.model import TorchModel
 from tests.models.folders import CONFIG, tensors, write_config, write_model, write_shards
 
 
-def held_by(model: Model) -> dict[str, torch.Tensor]:
+def load(model: str | Path | Arch, *arguments: Any, **options: Any) -> Any:
+    """On the reference kernels, whose tensors can be looked at; tests/models/test_packed.py loads for the others."""
+    return loader.load(model, *arguments, **{"kernels": "reference"} | options)
+
+
+def held_by(model: TorchModel) -> dict[str, torch.Tensor]:
     """The model's tensors under the checkpoint's names."""
     found = {"model.embed_tokens.weight": model.embedding, "model.norm.weight": model.final_norm}
     found["lm_head.weight"] = model.head.packed.weight

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from octavo.kv.layout import DenseLayout
 from octavo.kv.pool import KvPool
 from octavo.models.batch import Batch
 from octavo.models.model import Model
@@ -32,8 +31,7 @@ class Driver:
     ) -> None:
         self.model, self.block_tokens = model, block_tokens
         arch = model.arch
-        layout = DenseLayout(arch.num_kv_heads, arch.head_dim, block_tokens, model.dtype)
-        self.pool = KvPool(layout, arch.num_layers, num_blocks, model.device)
+        self.pool = KvPool(model.kv_layout(block_tokens), arch.num_layers, num_blocks, model.device)
         self.pool.poison(range(num_blocks))
         self.poisoned, *self.free = random.Random(seed).sample(range(num_blocks), num_blocks)
         self.tables: dict[str, list[int]] = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,15 +19,14 @@ from octavo.core.sequence import SamplingParams
 from octavo.core.step import Slice, Step
 from octavo.exec.executor import Start
 from octavo.exec.runner import Runner
-from octavo.kernels import tiles
+from octavo.kernels import native, tiles
 from octavo.kernels.attention import cut
 from octavo.kernels.attention import reference as attention
-from octavo.kv.layout import DenseLayout
 from octavo.kv.pool import KvPool
 from octavo.models.loader import load
-from octavo.models.model import Model
+from octavo.models.model import Model, TorchModel
 from octavo.planner import memory
-from octavo.planner.memory import LIBRARY_BYTES, MemoryPlan, kv_block_bytes, workspace_bytes
+from octavo.planner.memory import LIBRARY_BYTES, MemoryPlan, kv_block_bytes, weight_bytes, workspace_bytes
 from tests.engine.tiny import CONFIG
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -66,13 +66,13 @@ def test_weights_and_cache_are_planned_to_the_byte(changes: dict[str, Any]) -> N
     config = CONFIG | changes
     dtype = config["torch_dtype"]
     arch = Arch.from_config(config)
-    model = load(arch, dtype=dtype)
+    model = load(arch, dtype=dtype, kernels="reference")
+    assert isinstance(model, TorchModel)
     parts = [model.embedding, model.layers, model.final_norm, model.head]
     held = sum(tensor.untyped_storage().nbytes() for tensor in tensors_of(parts, {}).values())
-    assert arch.weight_bytes(dtype) == held
+    assert weight_bytes(arch, dtype) == arch.weight_bytes(dtype) == model.weight_bytes == held
     for block_tokens in (1, 16):
-        layout = DenseLayout(arch.num_kv_heads, arch.head_dim, block_tokens, getattr(torch, dtype))
-        pool = KvPool(layout, arch.num_layers, 5)
+        pool = KvPool(model.kv_layout(block_tokens), arch.num_layers, 5)
         really = sum(pool.layer(i).nbytes for i in range(arch.num_layers))
         assert kv_block_bytes(arch, dtype, block_tokens) * 5 == really == pool.nbytes
 
@@ -142,7 +142,7 @@ def test_no_step_takes_more_than_the_workspace(config: dict[str, Any], load_: Lo
     torch.set_num_threads(1)
     arch = Arch.from_config(config | {"max_position_embeddings": 4096})
     dtype = config["torch_dtype"]
-    model = load(arch, dtype=dtype)
+    model = load(arch, dtype=dtype, kernels="reference")
     planned = workspace_bytes(
         arch,
         dtype,
@@ -153,12 +153,12 @@ def test_no_step_takes_more_than_the_workspace(config: dict[str, Any], load_: Lo
     assert 0 < peak_bytes(model, load_) <= planned - LIBRARY_BYTES
 
 
-def peak_bytes(model: Model, load_: Load) -> int:
-    """Most bytes allocated at a time in a step whose sequences begin with it."""
+def prepared_step(model: Model, load_: Load) -> Callable[[], None]:
+    """A step whose sequences begin with it, ready to run a second time: kernels have been chosen and tried."""
     block_tokens, length = 16, load_.context + load_.num_tokens
     blocks = -(-length // block_tokens)
-    layout = DenseLayout(model.arch.num_kv_heads, model.arch.head_dim, block_tokens, model.dtype)
-    runner = Runner(model, KvPool(layout, model.arch.num_layers, load_.num_sequences * blocks + 1))
+    pool = KvPool(model.kv_layout(block_tokens), model.arch.num_layers, load_.num_sequences * blocks + 1)
+    runner = Runner(model, pool)
     starts, slices = [], []
     for seq_id in range(load_.num_sequences):
         tokens = tuple((seq_id + i * 7) % model.arch.vocab_size for i in range(length))
@@ -171,12 +171,21 @@ def peak_bytes(model: Model, load_: Load) -> int:
         table = tuple(range(1 + seq_id * blocks, 1 + (seq_id + 1) * blocks))
         slices.append(Slice(seq_id, 0, load_.context, load_.num_tokens, table, samples=1))
     step = Step(0, tuple(slices))
-    runner.run(step, starts)  # kernels have been chosen and tried; what stays of that is no part of a step
-    attention._scratch._held.clear()
+    runner.run(step, starts)
+
+    def run() -> None:
+        assert all(output.error is None for output in runner.run(step, starts).outputs)
+
+    return run
+
+
+def peak_bytes(model: Model, load_: Load) -> int:
+    """Most bytes allocated at a time in a step."""
+    run = prepared_step(model, load_)
+    attention._scratch._held.clear()  # what stays of the first time is no part of a step
     attention._recent = ()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as traced:
-        result = runner.run(step, starts)
-    assert all(output.error is None for output in result.outputs)
+        run()
     return largest_sum(traced)
 
 
@@ -214,7 +223,8 @@ torch.set_num_threads(1)
 torch.ones(64, 64) @ torch.ones(64, 64)
 before = resident_bytes()
 llm = LLM(sys.argv[1], num_threads=1, max_model_len=512, max_num_seqs=16, max_num_batched_tokens=64,
-          num_kv_blocks=int(sys.argv[2]))
+          num_kv_blocks=int(sys.argv[2]), kernels=sys.argv[3],
+          quantization=None if sys.argv[4] == "none" else sys.argv[4])
 llm.generate([[i] * 40 for i in range(8)], SamplingParams(max_tokens=2, ignore_eos=True, top_p=0.9, logprobs=5))
 memory = llm.built.plan.resolved.memory
 print(memory.limit_bytes - memory.left_bytes, resident_bytes() - before)
@@ -222,17 +232,33 @@ print(memory.limit_bytes - memory.left_bytes, resident_bytes() - before)
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="resident memory is read from /proc")
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_process_uses_what_was_planned(tmp_path: Path, dtype: str) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "kernels", "quantization"),
+    [
+        ("float32", "reference", "none"),
+        ("bfloat16", "reference", "none"),
+        ("float32", "auto", "none"),
+        ("bfloat16", "auto", "none"),
+        ("bfloat16", "auto", "int8"),
+        ("bfloat16", "auto", "int4"),
+    ],
+)
+def test_a_process_uses_what_was_planned(tmp_path: Path, dtype: str, kernels: str, quantization: str) -> None:
     """Planned bytes of a fresh process are within 3 % of what it holds after work: 1.8 GiB of weights and cache."""
+    found = native.instruction_sets()
+    if kernels == "auto" and not found:
+        pytest.skip("the compiled module is not built")
     shape = {
         "hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": 4, "num_attention_heads": 8,
         "num_key_value_heads": 4, "head_dim": 64, "vocab_size": 8000, "torch_dtype": dtype,
         "max_position_embeddings": 1024, "tie_word_embeddings": True,
     }  # fmt: skip
     (tmp_path / "config.json").write_text(json.dumps(CONFIG | shape))
-    block = kv_block_bytes(Arch.from_config(CONFIG | shape), dtype, 16)
-    arguments = [sys.executable, "-c", MEASURE, str(tmp_path / "config.json"), str(1800 * 2**20 // block)]
+    isa = found[0] if kernels == "auto" else None
+    block = kv_block_bytes(Arch.from_config(CONFIG | shape), dtype, 16, isa)
+    arguments = [
+        sys.executable, "-c", MEASURE, str(tmp_path / "config.json"), str(1800 * 2**20 // block), kernels, quantization,
+    ]  # fmt: skip
     done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, timeout=240, check=True)
     planned, used = map(int, done.stdout.split())
     assert abs(planned / used - 1) < 0.03, f"planned {planned}, used {used}"

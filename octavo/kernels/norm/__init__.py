@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from octavo.kernels.choose import Impl, fits_all
-from octavo.kernels.norm import cpu, reference
+from octavo.kernels.norm import reference
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -35,7 +35,6 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tup
 
 
 IMPLS: tuple[Impl, ...] = (
-    Impl("rms_norm", "cpu", cpu.rms_norm, cpu.refuses),
     Impl("rms_norm", "reference", reference.rms_norm, fits_all),
     Impl("add_rms_norm", "reference", reference.add_rms_norm, fits_all),
 )

@@ -1,0 +1,19 @@
+// The table of an instruction set with tiles. Include last.
+#pragma once
+
+#include "linear_tiles.h"
+#include "table.h"
+
+namespace octavo::cpu {
+namespace {
+
+constexpr Kernels tile_table(const char* name) {
+  Kernels kernels = table(name);
+  kernels.row_bytes = tile_row_bytes;
+  kernels.prepare = tile_prepare;
+  kernels.linear = tile_linear;
+  return kernels;
+}
+
+}  // namespace
+}  // namespace octavo::cpu

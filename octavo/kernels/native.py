@@ -1,0 +1,65 @@
+"""The compiled kernels: whether they are there, and which instruction set's run on this processor."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from types import ModuleType
+
+from octavo.errors import ConfigError
+
+_module: ModuleType | None
+_absent = ""
+try:
+    _module = import_module("octavo._cpu")
+except ImportError as error:
+    _module, _absent = None, str(error)
+
+EMULATED = "emulated"
+"""The kernels on tile registers with these emulated: slow, for tests. Only ever by name."""
+
+DTYPES = ("float32", "bfloat16")
+"""What they compute in."""
+
+
+def module() -> ModuleType:
+    """The compiled module. Raises ConfigError where it was not built."""
+    if _module is None:
+        raise ConfigError(why_absent())
+    return _module
+
+
+def why_absent() -> str:
+    return f"the compiled module octavo._cpu is missing ({_absent}); `pip install .` builds it"
+
+
+def instruction_sets() -> tuple[str, ...]:
+    """Those with kernels that run here, best first; empty where the module was not built."""
+    return () if _module is None else tuple(_module.instruction_sets())
+
+
+def choose(asked: str, device: str, dtype: str) -> tuple[str | None, str]:
+    """The instruction set to use, or None for the torch reference, and why.
+
+    asked   "auto", "reference", or a name that `instruction_sets` gives
+    device  torch device type
+    dtype   of the activations
+
+    Raises ConfigError when a set is asked for by name and cannot serve.
+    """
+    if asked == "reference":
+        return None, "as configured"
+    reason = None
+    if device != "cpu":
+        reason = f"compiled kernels run on cpu, not on {device}"
+    elif dtype not in DTYPES:
+        reason = f"compiled kernels take {' and '.join(DTYPES)}, not {dtype}"
+    elif _module is None:
+        reason = why_absent()
+    found = instruction_sets()
+    if asked == "auto":
+        return (None, reason) if reason else (found[0], f"the best of {', '.join(found)} on this processor")
+    if reason is None and asked not in (*found, EMULATED):
+        reason = f"this processor runs {', '.join(found)}"
+    if reason:
+        raise ConfigError(f"kernels={asked!r}: {reason}; use 'auto' or 'reference'")
+    return asked, "as configured"
