@@ -10,7 +10,7 @@ MODEL  ?=
 # The CPU build of PyTorch, unless the machine has an NVIDIA GPU or TORCH says otherwise.
 TORCH  ?= torch==2.13.0
 
-.PHONY: install serve test test-slow check bench clean
+.PHONY: install serve test test-slow check bench bench-peers clean
 
 install: $(VENV)/installed
 
@@ -38,6 +38,11 @@ check: install
 
 bench: install
 	$(BIN)/python -m benches.serving.workloads
+
+bench-peers: install
+	$(BIN)/python -m benches.peers.environments
+	-$(BIN)/python -m benches.peers.models
+	$(BIN)/python -m benches.peers.rounds
 
 clean:
 	rm -rf $(VENV) build

@@ -9,21 +9,18 @@ namespace {
 inline F column(const float* columns, size_t k) { return load(columns + k * kPanel); }
 
 void pack_bf16(Weight& w, size_t panel, const float* columns) {
-  Bf16* line = reinterpret_cast<Bf16*>(w.lines + panel * w.panel_bytes());
-  for (size_t k = 0; k < w.padded_in(); k += 2, line += 2 * kPanel) {
-    Bf16 first[kPanel], second[kPanel];
-    store(first, column(columns, k));
-    store(second, column(columns, k + 1));
-    for (size_t lane = 0; lane < kPanel; ++lane) {
-      line[2 * lane] = first[lane];
-      line[2 * lane + 1] = second[lane];
-    }
+  uint32_t* line = reinterpret_cast<uint32_t*>(w.lines + panel * w.panel_bytes());
+  for (size_t k = 0; k < w.padded_in(); k += 2, line += kPanel) {
+    uint16_t first[kPanel], second[kPanel];
+    store(reinterpret_cast<Bf16*>(first), column(columns, k));
+    store(reinterpret_cast<Bf16*>(second), column(columns, k + 1));
+    for (size_t lane = 0; lane < kPanel; ++lane) line[lane] = first[lane] | static_cast<uint32_t>(second[lane]) << 16;
   }
 }
 
 // One scale per output, max|w| / 127, codes rounded to nearest.
 void pack_int8(Weight& w, size_t panel, const float* columns) {
-  int8_t* line = reinterpret_cast<int8_t*>(w.lines + panel * w.panel_bytes());
+  uint32_t* line = reinterpret_cast<uint32_t*>(w.lines + panel * w.panel_bytes());
   F top = set1(0.0f);
   for (size_t k = 0; k < w.num_in; ++k) top = max(top, abs(column(columns, k)));
   float tops[kPanel], inverse[kPanel];
@@ -32,13 +29,15 @@ void pack_int8(Weight& w, size_t panel, const float* columns) {
   store(w.scales + panel * kPanel, top / set1(127.0f));
   const F up = load(inverse);
   I sums = izero();
-  for (size_t k = 0; k < w.padded_in(); ++k) {
-    const I codes = to_int(round(max(set1(-127.0f), min(set1(127.0f), column(columns, k) * up))));
-    sums = sums + codes;
-    int32_t wide[kPanel];
-    istore(wide, codes);
-    int8_t* at = line + k / 4 * kLineBytes + k % 4;
-    for (size_t lane = 0; lane < kPanel; ++lane) at[4 * lane] = static_cast<int8_t>(wide[lane]);
+  for (size_t k = 0; k < w.padded_in(); k += 4, line += kPanel) {
+    uint32_t codes[4][kPanel];
+    for (size_t i = 0; i < 4; ++i) {
+      const I some = to_int(round(max(set1(-127.0f), min(set1(127.0f), column(columns, k + i) * up))));
+      sums = sums + some;
+      istore(reinterpret_cast<int32_t*>(codes[i]), some);
+    }
+    for (size_t lane = 0; lane < kPanel; ++lane)
+      line[lane] = (codes[0][lane] & 255u) | (codes[1][lane] & 255u) << 8 | (codes[2][lane] & 255u) << 16 | codes[3][lane] << 24;
   }
   istore(w.column_sums + panel * kPanel, sums);
 }
@@ -102,14 +101,15 @@ void pack_int4(Weight& w, size_t panel, const float* columns) {
       head[2 * lane] = scales[lane];
       head[2 * lane + 1] = leasts[lane];
     }
-    uint8_t* codes = reinterpret_cast<uint8_t*>(at + kLineBytes);
-    std::memset(codes, 0, w.group / 8 * kLineBytes);
-    for (size_t k = 0; k < w.group; ++k) {
-      int32_t wide[kPanel];
-      istore(wide, to_int(code_of(grid, column(columns, first + k))));
-      uint8_t* line = codes + k / 8 * kLineBytes + k % 4;
-      const int shift = k % 8 < 4 ? 0 : 4;
-      for (size_t lane = 0; lane < kPanel; ++lane) line[4 * lane] |= static_cast<uint8_t>(wide[lane] << shift);
+    uint32_t* line = reinterpret_cast<uint32_t*>(at + kLineBytes);
+    for (size_t k = 0; k < w.group; k += 8, line += kPanel) {
+      uint32_t codes[8][kPanel];
+      for (size_t i = 0; i < 8; ++i) istore(reinterpret_cast<int32_t*>(codes[i]), to_int(code_of(grid, column(columns, first + k + i))));
+      for (size_t lane = 0; lane < kPanel; ++lane) {
+        uint32_t word = 0;
+        for (size_t i = 0; i < 4; ++i) word |= (codes[i][lane] | codes[i + 4][lane] << 4) << (8 * i);
+        line[lane] = word;
+      }
     }
   }
 }

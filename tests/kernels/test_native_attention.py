@@ -33,15 +33,19 @@ class Paged:
     window: int | None = None
     seed: int = 0
     program: Any = field(init=False)
+    writer: Any = field(init=False)  # writes keys and values, and attends to nothing
 
     def __post_init__(self) -> None:
         H, D = self.case.q.shape[1:]
         K, P = self.case.keys[0].shape[1], self.block_tokens
         self.dtype = self.case.q.dtype
-        self.program = cpu.Program(self.isa, self.num_threads, name_of(self.dtype), H, K, D, P, 1e-6)
+        self.program, self.writer = (
+            cpu.Program(self.isa, self.num_threads, name_of(self.dtype), H, K, D, P, 1e-6) for _ in range(2)
+        )
         self.qkv, self.out = self.program.buffer((H + 2 * K) * D), self.program.buffer(H * D)
         self.program.rope(self.qkv, 0, None, None)
         self.program.attention(self.qkv, 0, self.window or 0, self.out)
+        self.writer.rope(self.writer.buffer((H + 2 * K) * D), 0, None, None)
         blocks = [-(-length // P) for length in self.case.lengths]
         total = sum(blocks) + 3
         ids = torch.randperm(total, generator=torch.Generator().manual_seed(self.seed)).tolist()
@@ -57,8 +61,8 @@ class Paged:
         )
         return torch.cat([queries.flatten(1), keys, values], 1)
 
-    def step(self, pieces: Sequence[tuple[int, int, int]], queries: Tensor) -> Tensor:
-        """Rows of (sequence, first position, how many), in that order: [T, H, D]."""
+    def run(self, program: Any, pieces: Sequence[tuple[int, int, int]], queries: Tensor) -> None:
+        """Rows of (sequence, first position, how many), in that order, through a program."""
         P, rows, positions, slots, done = self.block_tokens, [], [], [], 0
         tables = self.tables[[seq for seq, _, _ in pieces]].clone()
         for i, (seq, start, count) in enumerate(pieces):
@@ -69,24 +73,29 @@ class Paged:
             if self.window is not None:
                 tables[i, : max(0, start - self.window + 1) // P] = -7
             done += count
-        x, longest, D = torch.cat(rows), max(self.case.lengths), self.case.q.shape[2]
-        self.program.write(self.qkv, x)
-        self.program.write(self.out, torch.full((done, self.case.q[0].numel()), torch.nan, dtype=self.dtype))
-        self.program.run(
+        longest, D = max(self.case.lengths), self.case.q.shape[2]
+        program.write(self.qkv, torch.cat(rows))
+        program.run(
             torch.zeros(done, dtype=torch.int64), torch.cat(positions), torch.cat(slots), tables,
             torch.tensor([start for _, start, _ in pieces], dtype=torch.int32),
             torch.tensor([count for _, _, count in pieces], dtype=torch.int32),
             torch.ones(longest, D // 2), torch.zeros(longest, D // 2), self.arena,
         )  # fmt: skip
-        found = torch.empty(done, self.case.q[0].numel(), dtype=self.dtype)
+
+    def step(self, pieces: Sequence[tuple[int, int, int]], queries: Tensor) -> Tensor:
+        """Attention of rows as `run` takes them: [T, H, D]."""
+        found = torch.full((len(queries), queries[0].numel()), torch.nan, dtype=self.dtype)
+        self.program.write(self.out, found)
+        self.run(self.program, pieces, queries)
         self.program.read(self.out, found)
-        return found.view(done, *self.case.q.shape[1:])
+        return found.view(queries.shape)
 
     def before(self) -> None:
         """Write what lies before the case's rows."""
         for seq, start in enumerate(self.case.starts):
             if start:
-                self.step([(seq, 0, start)], torch.zeros(start, *self.case.q.shape[1:], dtype=self.dtype))
+                nothing = torch.zeros(start, *self.case.q.shape[1:], dtype=self.dtype)
+                self.run(self.writer, [(seq, 0, start)], nothing)
 
     def all_rows(self) -> Tensor:
         self.before()

@@ -87,6 +87,46 @@ def test_equals_the_product_in_float64(
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("format", "group"), FORMATS)
+def test_so_many_panels_that_a_thread_takes_several(
+    isa: str, format: str, group: int, dtype: torch.dtype
+) -> None:
+    weight = packed(isa, format, seeded(777, 333, seed=1, dtype=dtype), group=group)
+    matrix, x = seen(weight, 777), seeded(25, 333, seed=2, dtype=dtype)
+    exact = x.bfloat16().to(dtype) if isa in ON_TILES and format == "bfloat16" else x
+    want, bound = wanted(format, group, exact, matrix, None)
+    whole = multiply(isa, weight, x)
+    assert_within(whole, want, bound)
+    for num_threads in THREADS:
+        for count in (1, 3, 24):
+            assert same_bits(multiply(isa, weight, x[:count], num_threads=num_threads), whole[:count])
+
+
+def whole_numbers(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Codes and scale [N, 1] of rows, each step in float32 as the format says: max / 127, and rows times 127 / max."""
+    top = rows.float().abs().amax(-1, keepdim=True)
+    full = torch.full_like(top, 127.0)
+    return (rows.float() * (full / top)).round().double(), top / full
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_int8_is_known_to_the_bit(isa: str, dtype: torch.dtype) -> None:
+    """Sums of codes are exact in any order; then one conversion and two products in float32."""
+    for width, num_out in ((1, 1), (65, 37), (300, 95), (2050, 20)):
+        rows = seeded(num_out, width, seed=1, dtype=dtype)
+        codes, scale = whole_numbers(rows)
+        weight = packed(isa, "int8", rows)
+        assert torch.equal(seen(weight, num_out), codes.float() * scale)
+        for num_rows in (1, 7, 33):
+            x = seeded(num_rows, width, seed=num_rows, dtype=dtype)
+            x_codes, x_scale = whole_numbers(x)
+            sums = (x_codes @ codes.t()).float() + 0.0
+            assert same_bits(multiply(isa, weight, x), (sums * (scale.t() * x_scale)).to(dtype))
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("format", "group"), FORMATS)
 def test_added_to_what_is_there_and_put_in_a_column(
     isa: str, format: str, group: int, dtype: torch.dtype
 ) -> None:
@@ -187,3 +227,17 @@ def test_zeros_and_the_ends_of_the_range(isa: str, format: str) -> None:
     for size in (1e-30, 1e-20, 1e20, 1e35):
         x = seeded(4, 65, seed=2) * size
         assert_within(multiply(isa, weight, x), *rounded_product(format, 64, x, matrix, None, torch.float32))
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("format", ROUNDED)
+def test_rows_too_small_for_a_scale_are_zeros(isa: str, format: str) -> None:
+    """127 over their largest number would be no float32."""
+    weight = packed(isa, format, seeded(20, 65, seed=1))
+    for size in (1e-32, 1e-37, 1e-40, 1e-45):
+        x = seeded(5, 65, seed=2)
+        want = multiply(isa, weight, x)
+        x[1::2] *= size
+        got = multiply(isa, weight, x)
+        assert got[1::2].eq(0).all()
+        assert same_bits(got[::2], want[::2])

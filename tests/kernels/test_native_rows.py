@@ -205,6 +205,18 @@ def test_silu_over_the_whole_range(isa: str, dtype: torch.dtype) -> None:
     assert_within(found, want, near + UNIT[dtype] * (want.abs() + near) + 2.0**-121)
 
 
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_silu_of_what_is_not_finite(isa: str, dtype: torch.dtype) -> None:
+    """An infinite gate stays infinite, or is undefined where it would have to be divided by infinity."""
+    two, one = torch.full((1, 1), 2.0, dtype=dtype), torch.ones(1, 1, dtype=dtype)
+    rows = torch.tensor([[3e38], [-3e38], [torch.nan], [1.0]], dtype=dtype)
+    found = multiply(isa, gated(isa, name_of(dtype), two, one), rows, finish="gate")[:, 0]
+    assert found[0] == torch.inf
+    assert found[1:3].isnan().all()
+    assert found[3].isfinite()
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("D", [2, 10, 16, 20, 130])
 @pytest.mark.parametrize("P", [1, 2, 3, 5, 8, 15, 16, 32, 64])

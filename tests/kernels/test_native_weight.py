@@ -103,6 +103,31 @@ def test_what_is_not_finite_is_said(
 
 
 @pytest.mark.parametrize("isa", ISAS)
+def test_what_is_not_finite_in_the_format_is_said(isa: str) -> None:
+    """The largest float32 is no bfloat16."""
+    rows = seeded(20, 65, seed=1)
+    rows[3, 7] = torch.finfo(torch.float32).max
+    assert not cpu.Weight(isa, "bfloat16", 20, 65).fill(0, 0, rows)
+    assert cpu.Weight(isa, "float32", 20, 65).fill(0, 0, rows)
+    assert cpu.Weight(isa, "int8", 20, 65).fill(0, 0, rows)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize(("format", "group"), FORMATS)
+def test_the_ends_of_the_range(isa: str, format: str, group: int) -> None:
+    """Rows of zeros give exact zeros or next to them; what is said to be finite is read as finite."""
+    for size in (0.0, 1e-45, 1e-40, 1e-37, 1e-30, 1e30, 5e37):
+        found = seen(packed(isa, format, seeded(20, 65, seed=1) * size, group=group), 20)
+        assert found.isfinite().all()
+        if size <= 1e-37:
+            assert found.abs().max() <= (15e-20 if format == "int4" else 1e-36)
+    rows = seeded(20, 65, seed=1)
+    rows[0, 0], rows[0, 1] = 3e38, -3e38
+    weight = cpu.Weight(isa, format, 20, 65, 1, False, group)
+    assert not weight.fill(0, 0, rows) or seen(weight, 20).isfinite().all()
+
+
+@pytest.mark.parametrize("isa", ISAS)
 def test_sizes(isa: str) -> None:
     """Panels of 16 outputs, inputs padded to 64; int8 has a scale and a sum per output, int4 a line per group."""
     sizes = {"float32": 4 * 128, "bfloat16": 2 * 128, "int8": 128 + 8, "int4": 64 + 2 * 4}

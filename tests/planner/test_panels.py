@@ -126,34 +126,46 @@ LOADS = [
 ]
 
 
+BF16 = {"torch_dtype": "bfloat16"}
+SETUPS: list[tuple[dict[str, Any], str | None, int]] = [
+    (CONFIG, None, 1),
+    (CONFIG | BF16, "int4", 2),
+    (CONFIG | MIDDLE | BF16, None, 2),
+    (CONFIG | MIDDLE | BF16, "int8", 1),
+    (CONFIG | MIDDLE, "int4", 2),
+    (WORDY, "int8", 2),
+]
+"""(config, quantization, threads)"""
+
+
 @pytest.mark.parametrize(
     "load_", LOADS, ids=lambda one: f"{one.num_sequences}x{one.num_tokens}+{one.context}"
 )
-@pytest.mark.parametrize("quantization", [None, "int8"])
 @pytest.mark.parametrize(
-    "config",
-    [CONFIG, CONFIG | {"torch_dtype": "bfloat16"}, CONFIG | MIDDLE | {"torch_dtype": "bfloat16"}, WORDY],
-    ids=["tiny", "tiny-bf16", "middle-bf16", "wordy"],
+    ("config", "quantization", "num_threads"),
+    SETUPS,
+    ids=["tiny", "tiny-bf16-int4", "middle-bf16", "middle-bf16-int8", "middle-int4", "wordy-int8"],
 )
-@pytest.mark.parametrize("num_threads", [1, 2])
 def test_no_step_takes_more_than_the_workspace(
-    config: dict[str, Any], quantization: str | None, load_: Load, num_threads: int
+    config: dict[str, Any],
+    quantization: str | None,
+    load_: Load,
+    num_threads: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """What the program keeps and the angles, and the allocator traced through one step."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(num_threads)
-    try:
-        arch = Arch.from_config(config | {"max_position_embeddings": 4096})
-        dtype = config["torch_dtype"]
-        model = load(arch, dtype=dtype, quantization=quantization)
-        assert isinstance(model, NativeModel)
-        run = prepared_step(model, load_)
-        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as traced:
-            run()
-        assert model._angles is not None
-        kept = model.program(16).workspace_bytes + sum(angles.nbytes for angles in model._angles)
-    finally:
-        torch.set_num_threads(before)
+    # of the program alone: torch's own would wait for one another while other tests have the cores
+    monkeypatch.setattr(torch, "get_num_threads", lambda: num_threads)
+    arch = Arch.from_config(config | {"max_position_embeddings": 4096})
+    dtype = config["torch_dtype"]
+    model = load(arch, dtype=dtype, quantization=quantization)
+    assert isinstance(model, NativeModel)
+    run = prepared_step(model, load_)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as traced:
+        run()
+    assert model._angles is not None
+    assert list(model._programs) == [(16, num_threads)]
+    kept = model.program(16).workspace_bytes + sum(angles.nbytes for angles in model._angles)
     planned = workspace_bytes(
         arch,
         dtype,
