@@ -14,7 +14,7 @@ namespace {
 // Scratch of one item: queries and sums of its rows, and keys and values of a tile where they must be gathered or
 // are unpacked because many rows need them.
 struct AttentionScratch {
-  float *queries, *sums, *masses, *peaks, *scores, *keys, *values;
+  float *queries, *sums, *masses, *peaks, *fades, *scores, *keys, *values;
   char *gathered_keys, *gathered_values;
   size_t bytes;
 
@@ -31,7 +31,8 @@ struct AttentionScratch {
     sums = floats(rows * dim);
     masses = floats(rows * kPanel);
     peaks = floats(rows);
-    scores = floats(kRows * kTile);
+    fades = floats(rows);
+    scores = floats(rows * kTile);
     keys = floats(dim * kTile);
     values = floats(dim * kTile);
     gathered_keys = take(dim * kTile * call.kv.item());
@@ -94,11 +95,32 @@ Tile<T> find_tile(const Attention& call, const AttentionItem& item, size_t tile,
   return found;
 }
 
+// Asks for a tile ahead of time, a little with every call: processors drop requests that come all at once. Inlined:
+// what only fetches looks like nothing to GCC.
+template <class T>
+struct Fetch {
+  static constexpr size_t kPiece = kPanel * kPanel;  // elements that lie together
+  const Tile<T>& tile;
+  size_t panels, each, done = 0;
+
+  // The whole tile within `calls` calls.
+  Fetch(const Tile<T>& tile, size_t dim, size_t calls)
+      : tile(tile), panels(dim / kPanel), each((2 * kTile / kPanel * panels + calls - 1) / calls) {}
+  OCTAVO_INLINE void operator()() {
+    for (const size_t end = done + each; done < end; ++done) {
+      const size_t d = done % panels, side = done / panels % 2, j = done / panels / 2;
+      if (j >= kTile / kPanel || !tile.keys[j]) return;
+      const T* at = side == 0 ? tile.keys[j] + d * kPiece : tile.values[j] + d * tile.value_step;
+      for (size_t line = 0; line < kPiece; line += kLineBytes / sizeof(T)) __builtin_prefetch(at + line);
+    }
+  }
+};
+
 // The same as floats, keys [4][D][16] and values [D / 16][64][16]; widening changes no bit.
-inline Tile<float> unpack_tile(const Tile<Bf16>& tile, size_t dim, const AttentionScratch& scratch) {
+inline Tile<float> unpack_tile(const Tile<Bf16>& tile, size_t first, size_t last, size_t dim, const AttentionScratch& scratch) {
   Tile<float> wide{};
   wide.value_step = kTile * kPanel;
-  for (size_t j = 0; j < kTile / kPanel; ++j) {
+  for (size_t j = first / kPanel; j * kPanel < last; ++j) {
     float* keys = scratch.keys + j * dim * kPanel;
     wide.keys[j] = keys;
     for (size_t d = 0; d < dim; d += 2) {
@@ -117,79 +139,137 @@ inline Tile<float> unpack_tile(const Tile<Bf16>& tile, size_t dim, const Attenti
   return wide;
 }
 
-// M rows of the item, from `row` on, take in positions first .. last - 1 of a tile.
-template <int M, class T>
-OCTAVO_INLINE void take_tile(const Tile<T>& tile, size_t row, size_t first, size_t last, size_t head_dim,
-                      const AttentionScratch& s) {
+// Positions of a tile that a row takes in: first .. last - 1. Both grow from row to row.
+struct Span {
+  size_t first, last;
+};
+
+template <int M, int P, class T, class Asks>
+OCTAVO_INLINE void add_scores(const Tile<T>& tile, size_t j, size_t row, size_t head_dim, const AttentionScratch& s, Asks&& ask) {
+  constexpr size_t kPiece = M <= kPairRows ? kPanel : 4096;
   const size_t dim = round_up(head_dim, kPanel);
-  const float* q = s.queries + row * dim;
-  const size_t from = first / kPanel, to = (last + kPanel - 1) / kPanel;
-  size_t j = from;
-  if constexpr (M <= kPairRows)
-    for (; j + 2 <= to; j += 2) {
-      F acc[M][2];
-      clear<M, 2>(acc);
-      const T* const at[2] = {tile.keys[j], tile.keys[j + 1]};
-      product<M, 2>(q, dim, at, 0, head_dim, acc);
-      for (int m = 0; m < M; ++m)
-        for (int p = 0; p < 2; ++p) store(s.scores + m * kTile + (j + p) * kPanel, acc[m][p]);
-    }
-  for (; j < to; ++j) {
-    F acc[M][1];
-    clear<M, 1>(acc);
-    const T* const at[1] = {tile.keys[j]};
-    product<M, 1>(q, dim, at, 0, head_dim, acc);
-    for (int m = 0; m < M; ++m) store(s.scores + m * kTile + j * kPanel, acc[m][0]);
+  F acc[M][P];
+  const T* at[P];
+  for (int p = 0; p < P; ++p) at[p] = tile.keys[j + p];
+  clear<M, P>(acc);
+  for (size_t d = 0; d < head_dim; d += kPiece) {
+    ask();
+    product<M, P>(s.queries + row * dim + d, dim, at, d, head_dim - d < kPiece ? head_dim : d + kPiece, acc);
   }
-  const float none = -__builtin_inff();
-  float fading[M];
-  for (int m = 0; m < M; ++m) {
-    float* scores = s.scores + m * kTile;
-    F top = set1(none);
-    for (j = from; j < to; ++j) {
-      const int low = static_cast<int>(first) - static_cast<int>(j * kPanel);
-      const int high = static_cast<int>(last) - static_cast<int>(j * kPanel);
-      if (low > 0 || high < static_cast<int>(kPanel)) {
-        const F seen = between(load(scores + j * kPanel), low, high, none);
-        store(scores + j * kPanel, seen);
-      }
-      top = max(top, load(scores + j * kPanel));
-    }
-    float& peak = s.peaks[row + m];
-    const float raised = top_of(top), now = raised > peak ? raised : peak;
-    float fade[kPanel];
-    store(fade, exp(set1(peak - now)));
-    fading[m] = peak == now ? 1.0f : fade[0];
-    peak = now;
-    F mass = load(s.masses + (row + m) * kPanel) * set1(fading[m]);
-    for (j = from; j < to; ++j) {
-      const F weight = exp(load(scores + j * kPanel) - set1(now));
-      store(scores + j * kPanel, weight);
-      mass = mass + weight;
-    }
-    store(s.masses + (row + m) * kPanel, mass);
-  }
-  for (size_t d = 0; d < dim / kPanel; ++d) {
-    F acc[M][1];
-    float* sums = s.sums + row * dim + d * kPanel;
-    repeat<M>(OCTAVO_EACH(m) { acc[m][0] = load(sums + m * dim) * set1(fading[m]); });
-    for (j = from; j < to; ++j) {
-      const size_t low = first > j * kPanel ? first - j * kPanel : 0;
-      const size_t high = last < (j + 1) * kPanel ? last - j * kPanel : kPanel;
-      const T* const at[1] = {tile.values[j] + d * tile.value_step};
-      product<M, 1>(s.scores + j * kPanel + low, kTile, at, low, high, acc);
-    }
-    repeat<M>(OCTAVO_EACH(m) { store(sums + m * dim, acc[m][0]); });
-  }
+  for (int m = 0; m < M; ++m)
+    for (int p = 0; p < P; ++p) store(s.scores + (row + m) * kTile + (j + p) * kPanel, acc[m][p]);
 }
 
-template <class T>
-inline void take_rows(const Tile<T>& tile, size_t row, size_t end, size_t first, size_t last, size_t head_dim,
-                      const AttentionScratch& s) {
-  for (; row < end; row += kRows) {
-    const size_t rows = end - row < kRows ? end - row : kRows;
-    with_rows(rows, [&](auto m) { take_tile<m.value>(tile, row, first, last, head_dim, s); });
+// Scores become weights under the row's peak so far; what the row held before is to fade by `fades`.
+inline void weigh(size_t row, const Span& span, size_t from, size_t to, const AttentionScratch& s) {
+  const float none = -__builtin_inff();
+  float* scores = s.scores + row * kTile;
+  F top = set1(none);
+  for (size_t j = from; j < to; ++j) {
+    const int low = static_cast<int>(span.first) - static_cast<int>(j * kPanel);
+    const int high = static_cast<int>(span.last) - static_cast<int>(j * kPanel);
+    if (low > 0 || high < static_cast<int>(kPanel)) store(scores + j * kPanel, between(load(scores + j * kPanel), low, high, none));
+    top = max(top, load(scores + j * kPanel));
   }
+  float& peak = s.peaks[row];
+  const float raised = top_of(top), now = raised > peak ? raised : peak;
+  float fade[kPanel];
+  store(fade, exp(set1(peak - now)));
+  s.fades[row] = peak == now ? 1.0f : fade[0];
+  peak = now;
+  F mass = load(s.masses + row * kPanel) * set1(s.fades[row]);
+  for (size_t j = from; j < to; ++j) {
+    const F weight = exp(load(scores + j * kPanel) - set1(now));
+    store(scores + j * kPanel, weight);
+    mass = mass + weight;
+  }
+  store(s.masses + row * kPanel, mass);
+}
+
+// M rows take in values of positions first .. last - 1, in panels d .. d + P - 1 of the head's width.
+template <int M, int P, class T, class Asks>
+OCTAVO_INLINE void add_values(const Tile<T>& tile, size_t d, size_t row, size_t first, size_t last, size_t dim,
+                              const AttentionScratch& s, Asks&& ask) {
+  F acc[M][P];
+  float* sums = s.sums + row * dim + d * kPanel;
+  repeat<M * P>(OCTAVO_EACH(i) {
+    constexpr int m = decltype(i)::value / P, p = decltype(i)::value % P;
+    acc[m][p] = load(sums + m * dim + p * kPanel) * set1(s.fades[row + m]);
+  });
+  for (size_t j = first / kPanel; j * kPanel < last; ++j) {
+    const size_t low = first > j * kPanel ? first - j * kPanel : 0;
+    const size_t high = last < (j + 1) * kPanel ? last - j * kPanel : kPanel;
+    ask();
+    const T* at[P];
+    for (int p = 0; p < P; ++p) at[p] = tile.values[j] + (d + p) * tile.value_step;
+    product<M, P>(s.scores + row * kTile + j * kPanel + low, kTile, at, low, high, acc);
+  }
+  repeat<M * P>(OCTAVO_EACH(i) {
+    constexpr int m = decltype(i)::value / P, p = decltype(i)::value % P;
+    store(sums + m * dim + p * kPanel, acc[m][p]);
+  });
+}
+
+// One row, all of the head's width; what it held before has faded afterwards.
+template <class T>
+inline void add_values_alone(const Tile<T>& tile, size_t row, size_t first, size_t last, size_t dim, const AttentionScratch& s) {
+  if (first >= last) return;
+  size_t d = 0;
+  for (; d + 2 <= dim / kPanel; d += 2) add_values<1, 2>(tile, d, row, first, last, dim, s, [] {});
+  if (d < dim / kPanel) add_values<1, 1>(tile, d, row, first, last, dim, s, [] {});
+  s.fades[row] = 1.0f;
+}
+
+// Rows row .. end - 1 take in a tile. `span_of` gives each row's positions; a row sees nothing of the others'. `next` is
+// the tile after this one.
+template <class T, class Next, class SpanOf>
+OCTAVO_INLINE void take_rows(const Tile<T>& tile, const Tile<Next>& next, size_t row, size_t end, const SpanOf& span_of,
+                             size_t head_dim, const AttentionScratch& s) {
+  const size_t dim = round_up(head_dim, kPanel), panels = dim / kPanel;
+  const size_t from = span_of(row).first / kPanel, to = (span_of(end - 1).last + kPanel - 1) / kPanel;
+  const auto blocks = [&](auto&& run) OCTAVO_INLINED { even_runs(row, end, kRows, run); };
+  const bool few = end - row <= kPairRows;
+  Fetch<Next> ask(next, dim, few ? 4 * panels : end - row);
+  size_t j = from;
+  if (few)
+    for (; j + 2 <= to; j += 2) with_rows<kPairRows>(end - row, [&](auto m) { add_scores<m.value, 2>(tile, j, row, head_dim, s, ask); });
+  for (; j < to; ++j)
+    blocks([&](size_t r, size_t rows) { with_rows(rows, [&](auto m) { add_scores<m.value, 1>(tile, j, r, head_dim, s, [] {}); }); });
+  for (size_t r = row; r < end; ++r) {
+    if (!few) ask();
+    weigh(r, span_of(r), from, to, s);
+  }
+  // Positions that all rows of a block take in are added for all at once; each row adds those before and after alone.
+  const auto common = [&](size_t r, size_t rows) { return Span{span_of(r + rows - 1).first, span_of(r).last}; };
+  blocks([&](size_t r, size_t rows) {
+    const Span both = common(r, rows);
+    for (size_t i = r; i < r + rows; ++i) {
+      const Span own = span_of(i);
+      add_values_alone(tile, i, own.first, both.first < both.last ? both.first : own.last, dim, s);
+    }
+  });
+  size_t d = 0;
+  if (few) {
+    const Span both = common(row, end - row);
+    if (both.first < both.last)
+      for (; d + 2 <= panels; d += 2)
+        with_rows<kPairRows>(end - row, [&](auto m) { add_values<m.value, 2>(tile, d, row, both.first, both.last, dim, s, ask); });
+    else
+      d = panels;
+  }
+  for (; d < panels; ++d)
+    blocks([&](size_t r, size_t rows) {
+      const Span both = common(r, rows);
+      if (both.first < both.last)
+        with_rows(rows, [&](auto m) { add_values<m.value, 1>(tile, d, r, both.first, both.last, dim, s, [] {}); });
+    });
+  blocks([&](size_t r, size_t rows) {
+    const Span both = common(r, rows);
+    for (size_t i = r; i < r + rows && both.first < both.last; ++i) {
+      s.fades[i] = 1.0f;
+      add_values_alone(tile, i, both.last, span_of(i).last, dim, s);
+    }
+  });
 }
 
 template <class T>
@@ -254,30 +334,26 @@ void attention_as(const Attention& call, const AttentionItem& item, char* memory
       const size_t read_from = lowest(position) > start ? lowest(position) - start : 0;
       const size_t read_to = end < stop ? end - start : kTile;
       const Tile<T> found = find_tile<T>(call, item, tile, read_from, read_to, s);
-      // Rows whose windows and positions take in the whole tile are neighbours: whole_from .. whole_to - 1.
-      size_t whole_from = stop - 1 > position ? stop - 1 - position : 0;
-      size_t whole_to = start + window > position ? start + window - position : 0;  // p - window < start
-      if (whole_from > item.num_rows) whole_from = item.num_rows;
-      if (whole_to > item.num_rows) whole_to = item.num_rows;
-      if (whole_to < whole_from) whole_to = whole_from;
-      const auto apart = [&](size_t i) {
-        const size_t p = position + i;
-        if (p < start || lowest(p) >= stop) return;
-        const size_t first = lowest(p) > start ? lowest(p) - start : 0, last = p + 1 < stop ? p + 1 - start : kTile;
-        take_rows(found, i * group, (i + 1) * group, first, last, call.kv.head_dim, s);
+      Tile<T> next{};
+      if (tile + 1 < tile_end && call.kv.block_tokens >= kPanel)
+        next = find_tile<T>(call, item, tile + 1, 0, end - stop < kTile ? end - stop : kTile, s);
+      // Rows that take in any of the tile are neighbours: from .. to - 1.
+      size_t from = start > position ? start - position : 0;
+      size_t to = stop + window > position + 1 ? stop + window - position - 1 : 0;  // p + 1 - window < stop
+      if (to > item.num_rows) to = item.num_rows;
+      if (to <= from) continue;
+      const auto span_of = [&](size_t r) {
+        const size_t p = position + r / group;
+        return Span{lowest(p) > start ? lowest(p) - start : 0, p + 1 < stop ? p + 1 - start : kTile};
       };
-      for (size_t i = 0; i < whole_from; ++i) apart(i);
-      if (whole_to > whole_from) {
-        if constexpr (sizeof(T) == 2) {
-          if ((whole_to - whole_from) * group > 2 * kRows)
-            take_rows(unpack_tile(found, dim, s), whole_from * group, whole_to * group, 0, kTile, call.kv.head_dim, s);
-          else
-            take_rows(found, whole_from * group, whole_to * group, 0, kTile, call.kv.head_dim, s);
-        } else {
-          take_rows(found, whole_from * group, whole_to * group, 0, kTile, call.kv.head_dim, s);
+      const auto take = [&](const auto& some) OCTAVO_INLINED { take_rows(some, next, from * group, to * group, span_of, call.kv.head_dim, s); };
+      if constexpr (sizeof(T) == 2) {
+        if ((to - from) * group > 2 * kRows) {
+          take(unpack_tile(found, read_from, read_to, dim, s));
+          continue;
         }
       }
-      for (size_t i = whole_to; i < item.num_rows; ++i) apart(i);
+      take(found);
     }
     const bool is_only = !item.num_splits && last_split - first_split == 1;
     for (size_t r = 0; r < rows; ++r) {

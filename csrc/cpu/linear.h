@@ -152,18 +152,18 @@ OCTAVO_INLINE void sums_of(const Weight& w, const Prepared& layout, const char* 
     const Bf16* lines[P];
     for (int p = 0; p < P; ++p) lines[p] = reinterpret_cast<const Bf16*>(at[p]);
     clear<M, P>(y);
-    product<M, P>(reinterpret_cast<const float*>(x), x_stride / sizeof(float), lines, 0, in, y);
+    product<M, P, 1>(reinterpret_cast<const float*>(x), x_stride / sizeof(float), lines, 0, in, y);
   } else if (w.format == Format::f32) {
     const float* lines[P];
     for (int p = 0; p < P; ++p) lines[p] = reinterpret_cast<const float*>(at[p]);
     clear<M, P>(y);
-    product<M, P>(reinterpret_cast<const float*>(x), x_stride / sizeof(float), lines, 0, in, y);
+    product<M, P, 1>(reinterpret_cast<const float*>(x), x_stride / sizeof(float), lines, 0, in, y);
   } else if (w.format == Format::int8) {
     const int8_t* lines[P];
     for (int p = 0; p < P; ++p) lines[p] = reinterpret_cast<const int8_t*>(at[p]);
     I sums[M][P];
     repeat<M * P>(OCTAVO_EACH(i) { sums[i / P][i % P] = izero(); });
-    product<M, P>(reinterpret_cast<const Quant*>(x), x_stride / sizeof(Quant), lines, 0, in, sums);
+    product<M, P, 1>(reinterpret_cast<const Quant*>(x), x_stride / sizeof(Quant), lines, 0, in, sums);
     repeat<M * P>(OCTAVO_EACH(i) {
       constexpr int m = decltype(i)::value / P, p = decltype(i)::value % P;
       y[m][p] = from_codes(w, layout, x + m * x_stride, panel + p, sums[m][p]);
@@ -274,15 +274,19 @@ OCTAVO_INLINE void add_block(const Quant* x, size_t x_stride, const int32_t* lin
   repeat<M>(OCTAVO_EACH(m) { istore(sums + m * stride, acc[m]); });
 }
 
-// Rows of x against one unpacked part of a panel. X is float or Quant; L and S follow.
+// Rows of x against one unpacked part of a panel. X is float or Quant; L and S follow. Meanwhile memory is asked for the
+// part that comes next.
 template <class X, class L, class S>
 inline void add_rows(const Linear& call, size_t first_row, size_t last_row, size_t k, const L* lines, size_t num_in, S* sums,
-                     size_t stride) {
-  for (size_t row = first_row; row < last_row; row += kRows, sums += kRows * stride) {
+                     size_t stride, const char* next, size_t next_bytes) {
+  const char* const end = next + next_bytes;
+  const size_t each = round_up(next_bytes * kRows / (last_row - first_row), kLineBytes);
+  even_runs(first_row, last_row, kRows, [&](size_t row, size_t rows) {
     const X* x = reinterpret_cast<const X*>(call.x + row * call.x_stride) + k;
-    const size_t rows = last_row - row < kRows ? last_row - row : kRows;
-    with_rows(rows, [&](auto m) { add_block<m.value>(x, call.x_stride / sizeof(X), lines, num_in, sums, stride); });
-  }
+    S* at = sums + (row - first_row) * stride;
+    for (size_t i = 0; i < each && next < end; i += kLineBytes, next += kLineBytes) __builtin_prefetch(next);
+    with_rows(rows, [&](auto m) { add_block<m.value>(x, call.x_stride / sizeof(X), lines, num_in, at, stride); });
+  });
 }
 
 template <class T>
@@ -293,17 +297,19 @@ void many_rows(const Linear& call, const Prepared& layout, size_t first, size_t 
   float* sums = reinterpret_cast<float*>(scratch);
   char* lines = scratch + round_up(num_rows * stride * sizeof(float), 4096);
   std::memset(sums, 0, num_rows * stride * sizeof(float));
+  const size_t in_bytes = w.panel_bytes() / in, part_bytes = kInBlock * in_bytes;
   for (size_t k = 0; k < in; k += kInBlock) {
     const size_t end = k + kInBlock < in ? k + kInBlock : in;
     for (size_t p = 0; p < panels; ++p) {
       const char* panel = w.panel(first + p);
       float* at = sums + p * kPanel;
+      const char* next = p + 1 < panels ? w.panel(first + p + 1) + k * in_bytes : end < in ? w.panel(first) + end * in_bytes : w.panel(last);
       if (w.format == Format::bf16) {
         float* wide = reinterpret_cast<float*>(lines);
         unpack(reinterpret_cast<const Bf16*>(panel), k, end, wide);
-        add_rows<float>(call, first_row, last_row, k, wide, end - k, at, stride);
+        add_rows<float>(call, first_row, last_row, k, wide, end - k, at, stride, next, part_bytes);
       } else if (w.format == Format::f32) {
-        add_rows<float>(call, first_row, last_row, k, reinterpret_cast<const float*>(panel) + k * kPanel, end - k, at, stride);
+        add_rows<float>(call, first_row, last_row, k, reinterpret_cast<const float*>(panel) + k * kPanel, end - k, at, stride, next, part_bytes);
       } else {
         int32_t* wide = reinterpret_cast<int32_t*>(lines);
 #ifdef OCTAVO_VNNI
@@ -311,7 +317,7 @@ void many_rows(const Linear& call, const Prepared& layout, size_t first, size_t 
 #else
         unpack(reinterpret_cast<const int8_t*>(panel), k, end, wide);
 #endif
-        add_rows<Quant>(call, first_row, last_row, k, wide, end - k, reinterpret_cast<int32_t*>(at), stride);
+        add_rows<Quant>(call, first_row, last_row, k, wide, end - k, reinterpret_cast<int32_t*>(at), stride, next, part_bytes);
       }
     }
   }
@@ -342,10 +348,9 @@ void linear_as(const Linear& call, size_t first, size_t last, size_t first_row, 
   // Two panels at a time, so that they stay in the nearest cache while rows pass.
   for (size_t panel = first; panel < last; panel += 2) {
     const size_t end = panel + 2 < last ? panel + 2 : last;
-    for (size_t row = first_row; row < last_row; row += at_a_time) {
-      const size_t rows = last_row - row < at_a_time ? last_row - row : at_a_time;
+    even_runs(first_row, last_row, at_a_time, [&](size_t row, size_t rows) {
       with_rows(rows, [&](auto m) { few_rows<T, m.value>(call, layout, row, panel, end); });
-    }
+    });
   }
 }
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
+import mmap
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -30,7 +33,7 @@ class KvPool:
         self.layout = layout
         self.num_layers = num_layers
         self.num_blocks = num_blocks
-        self._arena = torch.zeros((num_layers, *layout.shape(num_blocks)), dtype=layout.dtype, device=device)
+        self._arena = _zeros((num_layers, *layout.shape(num_blocks)), layout.dtype, torch.device(device))
 
     @property
     def nbytes(self) -> int:
@@ -58,3 +61,13 @@ class KvPool:
         """Fill blocks with NaN, so that a read of what nobody owns shows."""
         ids = torch.tensor(list(block_ids), dtype=torch.int64, device=self.device)
         self._arena.index_fill_(1, ids, torch.nan)
+
+
+def _zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """On the CPU in huge pages where the system has them: attention reads blocks far apart, and filling is faster."""
+    if device.type != "cpu" or not hasattr(mmap, "MAP_ANONYMOUS"):
+        return torch.zeros(shape, dtype=dtype, device=device)
+    memory = mmap.mmap(-1, math.prod(shape) * dtype.itemsize, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with contextlib.suppress(AttributeError, OSError):  # advice, which a system may not know
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(memory, dtype=dtype).view(shape).zero_()
