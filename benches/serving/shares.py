@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from octavo.arch import DTYPE_BYTES, Arch
+from octavo.planner import panels
 
 
-def decode_read_bytes(arch: Arch, dtype: str) -> int:
+def decode_read_bytes(arch: Arch, dtype: str, quantization: str | None = None) -> int:
     """Weight bytes read for one step of decoding: all of them, but of an input embedding that is not also the
-    head only the rows looked up, which are left out."""
+    head only the rows looked up, which are left out. Quantized weights count with their scales."""
     unread = 0 if arch.tie_embeddings else arch.num_embedding_parameters() * DTYPE_BYTES[dtype]
-    return arch.weight_bytes(dtype) - unread
+    if quantization is None:
+        return arch.weight_bytes(dtype) - unread
+    return panels.weight_bytes(arch, dtype, quantization) - unread
 
 
 def prompt_flop(arch: Arch, num_tokens: int) -> int:

@@ -20,6 +20,7 @@ from benches.serving.shares import decode_read_bytes, prompt_flop
 from benches.workloads import SHAPES, Shape, shapes
 from octavo import LLM, SamplingParams
 from octavo.arch import Arch
+from octavo.config import QUANTIZATION
 from octavo.engine.locate import locate
 from octavo.engine.measure import Generates, MachineLimits, Run, measure_machine, random_prompts, run_requests
 from octavo.engine.outputs import RequestOutput
@@ -54,17 +55,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--dtype", default="auto", help="of weights and activations (default: the model's own)"
     )
+    parser.add_argument("--quantization", choices=QUANTIZATION, help="round the layers' weights at load")
     harness.arguments(parser)
     args = parser.parse_args(words)
     settings = harness.settings(args, "benches.serving.workloads", words)
     try:
-        return serve(args.model, args.workloads.split(","), args.dtype, settings)
+        return serve(args.model, args.workloads.split(","), args.dtype, settings, args.quantization)
     except OctavoError as error:
         print(f"{error} [{error.code}]", file=sys.stderr)
         return 2
 
 
-def serve(model: str, names: Sequence[str], dtype: str, settings: Settings) -> int:
+def serve(
+    model: str, names: Sequence[str], dtype: str, settings: Settings, quantization: str | None = None
+) -> int:
     """Load a model once and ask the question for each workload. Returns the exit code."""
     source = str(CONFIGS / f"{model}.json") if model in shape_names() else model
     shapes(names)  # an unknown id is told before a model is looked for
@@ -77,6 +81,7 @@ def serve(model: str, names: Sequence[str], dtype: str, settings: Settings) -> i
     with LLM(
         source,
         dtype=dtype,
+        quantization=quantization,
         max_model_len=longest,
         max_num_seqs=MAX_NUM_SEQS,
         num_kv_blocks=max(blocks, -(-longest // BLOCK_TOKENS)) + 1,
@@ -92,7 +97,8 @@ def serve(model: str, names: Sequence[str], dtype: str, settings: Settings) -> i
         ]
         check = functools.cache(functools.partial(gate, llm, arch.vocab_size))
         benches = [
-            bench(llm, location.name, shape, resolved.dtype, arch, limits, check, notes) for shape in chosen
+            bench(llm, location.name, shape, resolved.dtype, arch, limits, check, notes, quantization)
+            for shape in chosen
         ]
         return harness.ask(benches, settings, limits)
 
@@ -111,10 +117,12 @@ def bench(
     limits: MachineLimits,
     check: Callable[[], str],
     notes: Sequence[str],
+    quantization: str | None = None,
 ) -> Bench:
     """The question of one workload on a loaded model, behind `check`, which may serve several of them."""
     figure, what = _FIGURES[shape.id]
-    rates = _rates(shape, dtype, arch, limits)
+    rates = _rates(shape, dtype, quantization, arch, limits)
+    format = f"{quantization} and {dtype}" if quantization else dtype
 
     def subject(repeat: int) -> Mapping[str, float]:
         size = shape if repeat >= 0 else shape.warmup()
@@ -123,8 +131,8 @@ def bench(
         return {**(rates(run) if repeat >= 0 else {}), **_beside(run)}
 
     return Bench(
-        question=f"{shape.id}: how fast does {model} {what}, in {dtype} on {limits.num_threads} threads?",
-        slug=slug(f"serving {shape.id} {model} {dtype}"),
+        question=f"{shape.id}: how fast does {model} {what}, in {format} on {limits.num_threads} threads?",
+        slug=slug(f"serving {shape.id} {model} {quantization or dtype}"),
         figure=figure,
         unit="tok/s",
         better="higher",
@@ -132,6 +140,7 @@ def bench(
             "workload": shape.id,
             "model": model,
             "dtype": dtype,
+            "quantization": quantization or "none",
             "requests": len(shape.sizes),
             "prompt_tokens": shape.num_prompt_tokens,
             "output_tokens": shape.num_output_tokens,
@@ -164,10 +173,10 @@ def _answer(output: RequestOutput) -> tuple[object, object]:
     return output.outputs[0].token_ids, output.outputs[0].logprobs
 
 
-def _rates(shape: Shape, dtype: str, arch: Arch, limits: MachineLimits) -> Rates:
+def _rates(shape: Shape, dtype: str, quantization: str | None, arch: Arch, limits: MachineLimits) -> Rates:
     """The workload's own figures, the one that answers first."""
     if shape.id == "W1":
-        read_bytes = decode_read_bytes(arch, dtype)
+        read_bytes = decode_read_bytes(arch, dtype, quantization)
 
         def decoding(run: Run) -> Mapping[str, float]:
             (one,) = run.requests
@@ -178,7 +187,7 @@ def _rates(shape: Shape, dtype: str, arch: Arch, limits: MachineLimits) -> Rates
 
         return decoding
     if shape.id == "W2":
-        matrix_per_s = limits.flop_per_s(dtype)
+        matrix_per_s = limits.flop_per_s(quantization or dtype)
 
         def reading(run: Run) -> Mapping[str, float]:
             (one,) = run.requests

@@ -44,9 +44,15 @@ class MachineLimits:
     int8_op_per_s: float | None
     notes: tuple[str, ...] = ()
 
-    def flop_per_s(self, dtype: str) -> float | None:
-        """Matrix rate for weights of a dtype; None for dtypes that were not measured."""
-        return {"float32": self.fp32_flop_per_s, "bfloat16": self.bf16_flop_per_s}.get(dtype)
+    def flop_per_s(self, format: str) -> float | None:
+        """Best matrix rate for weights of a format; None for formats that were not measured.
+
+        Weights may be widened and multiplied at a higher precision, which is faster where a processor has no matrix
+        units: "bfloat16" takes the better of bfloat16 and float32, "int8" and "int4" of these and int8.
+        """
+        fp32, bf16 = self.fp32_flop_per_s, max(self.bf16_flop_per_s, self.fp32_flop_per_s)
+        int8 = max(self.int8_op_per_s or 0.0, bf16)
+        return {"float32": fp32, "bfloat16": bf16, "int8": int8, "int4": int8}.get(format)
 
 
 def measure_machine(

@@ -14,7 +14,7 @@ PANEL, LINE_BYTES, IN_ALIGN, GROUP = 16, 64, 64, 64
 INPUTS_OF_A_LINE = {"float32": 1, "bfloat16": 2, "int8": 4, "int4": 8}
 ITEM_BYTES = {"float32": 4, "bfloat16": 2}
 PAGE = 4096
-ROW_BLOCK, PANEL_BLOCK, IN_BLOCK, TILE, SPLIT, QUERY_ROWS, MOST_ROWS = 120, 4, 256, 64, 1024, 64, 12
+ROW_BLOCK, PANEL_BLOCK, IN_BLOCK, TILE, SPLIT, QUERY_ROWS = 120, 4, 256, 64, 1024, 120
 ANGLE_ROWS, SPARE_ROWS = 1024, 32
 
 
@@ -106,10 +106,9 @@ def _scratch_bytes(arch: Arch, item: int) -> int:
     product = PANEL_BLOCK * IN_BLOCK * PANEL * 4 + ROW_BLOCK * PANEL_BLOCK * PANEL * 4 + PAGE
     width, group = padded(arch.head_dim, PANEL), arch.num_heads // arch.num_kv_heads
     rows = max(QUERY_ROWS, group)
-    attention = 4 * (2 * rows * width + rows * PANEL + rows + MOST_ROWS * TILE) + 2 * width * TILE * (
-        4 + item
-    )
-    return padded(product, PAGE) + padded(attention, PAGE) + PAGE
+    of_rows = 4 * rows * (2 * width + PANEL + TILE + 2)
+    of_a_tile = 2 * width * TILE * (4 + item)
+    return padded(product, PAGE) + padded(of_rows + of_a_tile, PAGE) + PAGE
 
 
 def _partial_bytes(arch: Arch, num_rows: int, max_model_len: int, num_threads: int) -> int:

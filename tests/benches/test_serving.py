@@ -16,6 +16,7 @@ from benches.serving.shares import decode_read_bytes, prompt_flop
 from benches.workloads import shape
 from octavo.arch import Arch
 from octavo.engine.outputs import RequestOutput
+from octavo.planner import panels
 from tests.benches.made import LIMITS
 from tests.engine.timed_fake import FakeLLM
 
@@ -75,6 +76,13 @@ def test_decoding_reads_a_tied_embedding_as_the_head_and_an_untied_one_not_at_al
     assert decode_read_bytes(untied, "float32") == 4 * (untied.num_parameters() - 90 * 32)
     tied = Arch.from_config({**TINY, "tie_word_embeddings": True})
     assert decode_read_bytes(tied, "float32") == 4 * tied.num_parameters()
+
+
+def test_decoding_reads_quantized_weights_with_their_scales() -> None:
+    arch = Arch.from_config({**TINY, "tie_word_embeddings": True})
+    int8, int4 = (decode_read_bytes(arch, "bfloat16", format) for format in ("int8", "int4"))
+    assert int4 < int8 < decode_read_bytes(arch, "bfloat16")
+    assert int8 == panels.weight_bytes(arch, "bfloat16", "int8")
 
 
 def measured(name: str) -> dict[str, float]:

@@ -9,7 +9,7 @@ import torch
 
 from octavo.engine import measure
 from octavo.engine.cpu import read_cpu
-from octavo.engine.limits import measure_machine
+from octavo.engine.limits import MachineLimits, measure_machine
 from octavo.errors import Bug, ConfigError
 from tests.engine.timed_fake import FakeLLM
 
@@ -108,8 +108,30 @@ def test_machine_limits_put_the_thread_count_back() -> None:
     assert limits.num_threads == 1
     assert limits.read_bytes_per_s > 0
     assert limits.flop_per_s("float32") == limits.fp32_flop_per_s > 0
-    assert limits.flop_per_s("bfloat16") == limits.bf16_flop_per_s > 0
+    assert limits.bf16_flop_per_s > 0
     assert limits.flop_per_s("int3") is None
+
+
+@pytest.mark.parametrize(
+    ("fp32", "bf16", "int8", "of_bf16", "of_int8"),
+    [(1.0, 0.1, None, 1.0, 1.0), (1.0, 8.0, 4.0, 8.0, 8.0), (1.0, 8.0, 16.0, 8.0, 16.0)],
+)
+def test_weights_may_be_multiplied_at_a_higher_precision(
+    fp32: float, bf16: float, int8: float | None, of_bf16: float, of_int8: float
+) -> None:
+    limits = MachineLimits(
+        cpu=read_cpu(),
+        num_cores=1,
+        num_threads=1,
+        total_memory_bytes=2,
+        read_bytes_per_s=1e9,
+        fp32_flop_per_s=fp32,
+        bf16_flop_per_s=bf16,
+        int8_op_per_s=int8,
+    )
+    assert limits.flop_per_s("float32") == fp32
+    assert limits.flop_per_s("bfloat16") == of_bf16
+    assert limits.flop_per_s("int8") == limits.flop_per_s("int4") == of_int8
     assert (limits.int8_op_per_s is None) == bool(limits.notes)
 
 
