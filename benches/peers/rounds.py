@@ -2,7 +2,8 @@
 
 Every round measures the machine's limits, then runs each subject in a process of its own, one at a time, each
 round starting with another. All get the same token ids. A subject that fails at a workload is not asked it again,
-and the record says why.
+and the record says why. Every outcome goes to a log at once; records of a session that was cut short are made from it
+with --from-log and otherwise the same arguments.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+
+import msgspec
 
 from benches import record as records
 from benches.peers import report
@@ -38,6 +41,23 @@ class Session:
     outcomes: dict[tuple[str, str], list[Outcome]] = field(default_factory=dict)
     failures: dict[tuple[str, str, str], str] = field(default_factory=dict)
 
+    def wanted(self, subject: Subject, asked: Sequence[Shape]) -> list[Shape]:
+        """What a subject is still to be asked."""
+        who = (subject.name, subject.precision)
+        for shape in asked:
+            if subject.workloads and shape.id not in subject.workloads:
+                limited = f"asked only {' and '.join(subject.workloads)}"
+                self.failures.setdefault((*who, shape.id), limited)
+        return [shape for shape in asked if (*who, shape.id) not in self.failures]
+
+    def add(self, subject: Subject, wanted: Sequence[Shape], outcome: Outcome) -> None:
+        """What a subject made of the workloads it was asked."""
+        who = (subject.name, subject.precision)
+        self.outcomes.setdefault(who, []).append(outcome)
+        for shape in wanted:
+            if shape.id not in outcome.figures:
+                self.failures[(*who, shape.id)] = outcome.reason or "its driver said nothing of it"
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
@@ -52,7 +72,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     # An exit ends the driver that runs; the default for this signal would leave it behind.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     plan = Plan(model=args.model, arch=arch, shapes=asked, num_threads=args.threads)
-    session = _measure(args, plan, subjects)
+    if args.from_log is None:
+        session = _measure(args, plan, subjects)
+    else:
+        session = from_log(args.from_log, plan, subjects)
+        at = words.index("--from-log")
+        del words[at : at + 2]  # what to type to measure again
     made = report.records_of(session, plan, subjects, records.command("benches.peers.rounds", words))
     for one in made:
         path = None if args.no_record else records.write(one, args.results)
@@ -74,6 +99,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--patience-s", type=float, default=60.0, help="wait this long for quiet (default %(default)s)")
     add("--threads", type=int, default=2, help="default %(default)s")
     add("--log", type=Path, default=PEERS / "rounds.jsonl", help="lines are appended to it")
+    add("--from-log", type=Path, help="measure nothing; make records of what this log holds of the model")
     add("--results", type=Path, default=records.RESULTS, help="folder of the records")
     add("--no-record", action="store_true", help="print only")
     return parser
@@ -146,21 +172,28 @@ def _turn(
     ask: Ask,
     log: Callable[..., None],
 ) -> None:
-    who = (subject.name, subject.precision)
-    for shape in asked:
-        if subject.workloads and shape.id not in subject.workloads:
-            limited = f"asked only {' and '.join(subject.workloads)}"
-            session.failures.setdefault((*who, shape.id), limited)
-    wanted = [shape for shape in asked if (*who, shape.id) not in session.failures]
+    wanted = session.wanted(subject, asked)
     if not wanted:
         return
     outcome = ask(subject, wanted, number)
-    session.outcomes.setdefault(who, []).append(outcome)
-    for shape in wanted:
-        if shape.id not in outcome.figures:
-            reason = outcome.reason or "its driver said nothing of it"
-            session.failures[(*who, shape.id)] = reason
+    session.add(subject, wanted, outcome)
     log(round=number, subject=subject.name, precision=subject.precision, **asdict(outcome))
+
+
+def from_log(path: Path, plan: Plan, subjects: Sequence[Subject]) -> Session:
+    """The session that wrote a log, as far as it came. Lines of other models and subjects are passed over."""
+    session, known = Session(), {(one.name, one.precision): one for one in subjects}
+    for line in map(json.loads, path.read_text().splitlines()):
+        if line["model"] != plan.model:
+            continue
+        if "limits" in line:
+            session.limits.append(msgspec.convert(line["limits"], MachineLimits))
+            continue
+        subject = known.get((line["subject"], line["precision"]))
+        if subject is not None:
+            outcome = msgspec.convert({name: line[name] for name in Outcome.__dataclass_fields__}, Outcome)
+            session.add(subject, session.wanted(subject, plan.shapes), outcome)
+    return session
 
 
 class Log:

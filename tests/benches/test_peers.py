@@ -8,7 +8,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -342,6 +342,28 @@ def test_records_hold_figures_reasons_and_ratios(tmp_path: Path) -> None:
     assert "10" not in rows[1].split("tok/s")[1], "no figure is invented for a peer that gave none"
 
 
+def test_a_session_is_read_back_from_its_log(tmp_path: Path) -> None:
+    lines: list[dict[str, Any]] = [{"limits": asdict(LIMITS)}]
+    for one in (outcome(10.0, "W1", "W3"), outcome(20.0, "W1", reason="died of SIGILL")):
+        lines.append({"subject": OURS, "precision": "bf16", **asdict(one)})
+    lines.append(
+        {"subject": "transformers-bf16", "precision": "bf16", **asdict(Outcome(reason="no environment"))}
+    )
+    lines.append({"subject": OURS, "precision": "int8", **asdict(Outcome(reason="of another subject"))})
+    text = [json.dumps({"model": "qwen3-0.6b", "round": 0, **line}) for line in lines]
+    text.append(json.dumps({"model": "llama-3.2-1b", "round": 0, "limits": None}))
+    (tmp_path / "log").write_text("\n".join(text))
+    subjects = [subject(OURS, "bf16"), subject("transformers-bf16", "bf16")]
+    session = peer_rounds.from_log(tmp_path / "log", plan(W1, W3), subjects)
+    assert session.limits == [LIMITS]
+    assert [sorted(one.figures) for one in session.outcomes[(OURS, "bf16")]] == [["W1", "W3"], ["W1"]]
+    assert session.failures == {
+        (OURS, "bf16", "W3"): "died of SIGILL",
+        ("transformers-bf16", "bf16", "W1"): "no environment",
+        ("transformers-bf16", "bf16", "W3"): "asked only W1 and W2",
+    }
+
+
 def test_a_question_nobody_answered_is_told() -> None:
     session, subjects, _ = made_session(2, [W1, W3])
     peers = subjects[1:]
@@ -383,6 +405,14 @@ def test_a_whole_session_leaves_log_records_and_table(
     assert "shortened by --scale 0.5: 16 of 32 requests" in found[1].notes
     assert str(tmp_path) not in found[0].command
     assert capsys.readouterr().out.splitlines()[-1].split()[:3] == ["W3", "int4", "30"]
+    monkeypatch.delattr(peer_rounds, "run")  # nothing is measured again
+    again = str(tmp_path / "again")
+    from_log = ["--from-log", str(tmp_path / "log.jsonl"), "--results", again]
+    assert peer_rounds.main([*words, *from_log]) == 0
+    remade = [read(path) for path in sorted((tmp_path / "again").rglob("*.json"))]
+    assert [one.subjects for one in remade] == [one.subjects for one in found]
+    assert [one.notes for one in remade] == [one.notes for one in found]
+    assert "--from-log" not in remade[0].command
 
 
 def test_bad_arguments_are_told(capsys: pytest.CaptureFixture[str]) -> None:

@@ -110,6 +110,7 @@ def test_machine_limits_put_the_thread_count_back() -> None:
     assert limits.flop_per_s("float32") == limits.fp32_flop_per_s > 0
     assert limits.bf16_flop_per_s > 0
     assert limits.flop_per_s("int3") is None
+    assert (limits.int8_op_per_s is None) == bool(limits.notes)
 
 
 @pytest.mark.parametrize(
@@ -132,7 +133,6 @@ def test_weights_may_be_multiplied_at_a_higher_precision(
     assert limits.flop_per_s("float32") == fp32
     assert limits.flop_per_s("bfloat16") == of_bf16
     assert limits.flop_per_s("int8") == limits.flop_per_s("int4") == of_int8
-    assert (limits.int8_op_per_s is None) == bool(limits.notes)
 
 
 def test_machine_limits_refuse_no_threads() -> None:
