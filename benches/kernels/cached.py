@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from benches.harness import Subject
-from benches.kernels import trial
+from benches.kernels import compiled, trial
 from octavo.engine.measure import MachineLimits
 from octavo.kernels.attention import IMPLS
 from octavo.kernels.choose import Impl, Need
@@ -107,6 +107,7 @@ def subjects(case: Case, impls: dict[str, Impl], limits: MachineLimits) -> dict[
         return {
             "kv_read_share": case.kv_bytes / call_s / limits.read_bytes_per_s,
             "fp32_share": case.flop / call_s / limits.fp32_flop_per_s,
+            "flop_per_s": case.flop / call_s,
         }
 
     def ours(impl: Impl) -> Subject:
@@ -119,9 +120,9 @@ def subjects(case: Case, impls: dict[str, Impl], limits: MachineLimits) -> dict[
 
 def implementations(args: argparse.Namespace) -> dict[str, Impl]:
     sizes = {"H": args.heads, "K": args.kv_heads, "D": args.head_dim}
-    return trial.fitting(
-        IMPLS, "paged_attention", Need(device="cpu", dtype=trial.DTYPES[args.dtype], sizes=sizes)
-    )
+    dtype = trial.DTYPES[args.dtype]
+    found = trial.fitting(IMPLS, "paged_attention", Need(device="cpu", dtype=dtype, sizes=sizes))
+    return found | compiled.attentions(dtype)
 
 
 def gate(case: Case, impls: dict[str, Impl]) -> str:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from benches.harness import Bench, Figures
-from benches.kernels import trial
+from benches.kernels import compiled, trial
 from octavo.engine.measure import MachineLimits
 from octavo.kernels.choose import Impl, Need
 from octavo.kernels.linear import IMPLS, Packed, linear, pack
@@ -40,13 +40,23 @@ def build(args: argparse.Namespace, limits: MachineLimits) -> Iterator[Bench]:
         (torch.randn(num_out, num_in, generator=draw) * num_in**-0.5).to(dtype) for _ in range(num_copies)
     ]
     need = Need(device="cpu", dtype=dtype, sizes={"O": num_out, "I": num_in})
-    impls = trial.fitting(IMPLS, "linear", need)
+    impls = trial.fitting(IMPLS, "linear", need) | compiled.linears(dtype)
     packed = {name: [_pack(impl, weight) for weight in weights] for name, impl in impls.items()}
     for num_rows in args.rows:
         x = torch.randn(num_rows, num_in, generator=draw).to(dtype)
-        rates = _Rates(args.dtype, limits, num_rows, weights[0])
-        subjects = {name: trial.timed(_turns(impls[name].run, x, packed[name]), rates) for name in impls}
-        subjects["library"] = trial.timed(_turns(_library, x, weights), rates)
+        rates = {
+            name: _Rates(args.dtype, limits, num_rows, weights[0].numel(), _nbytes(packed[name][0]))
+            for name in impls
+        }
+        subjects = {
+            name: trial.timed(_turns(impls[name].run, x, packed[name]), rates[name]) for name in impls
+        }
+        widest = [weight.float() for weight in weights]
+        of_library = _Rates(args.dtype, limits, num_rows, weights[0].numel(), weights[0].nbytes)
+        subjects["library"] = trial.timed(_turns(_library, x, weights), of_library)
+        if dtype != torch.float32:
+            of_float32 = _Rates("float32", limits, num_rows, weights[0].numel(), widest[0].nbytes)
+            subjects["library float32"] = trial.timed(_turns(_library, x.float(), widest), of_float32)
         yield Bench(
             question=f"what does a row-invariant product of {num_rows} rows cost beside the library's?",
             slug=f"linear-{num_rows}-rows-{num_in}-to-{num_out}-{args.dtype}",
@@ -61,13 +71,15 @@ def build(args: argparse.Namespace, limits: MachineLimits) -> Iterator[Bench]:
     yield _tiles(args, limits, weights, max(args.rows))
 
 
-def gate(x: Tensor, weight: Tensor, ready: dict[str, tuple[Impl, Packed]]) -> str:
+def gate(x: Tensor, weight: Tensor, ready: dict[str, tuple[Impl, Any]]) -> str:
     """Within the contract's error budget of float64, and every row the same bits alone and in company."""
-    wide, matrix = x.double(), weight.double().t()
-    want, mass = wide @ matrix, wide.abs() @ matrix.abs()
-    in_float32 = (x.shape[1] + 2) * trial.F32_UNIT * mass
-    bound = in_float32 + trial.unit(x.dtype) * (want.abs() + in_float32)
+    wide = x.double()
     for name, (impl, packed) in ready.items():
+        is_compiled = isinstance(packed, compiled.Product)
+        matrix = packed.matrix().t() if is_compiled else weight.double().t()
+        want, mass = wide @ matrix, wide.abs() @ matrix.abs()
+        before = (x.shape[1] + 2) * trial.F32_UNIT * mass + (packed.rounding(x) if is_compiled else 0.0)
+        bound = before + trial.unit(x.dtype) * (want.abs() + before)
         got = impl.run(x, packed)
         trial.require_within(name, got, want, bound)
         for row in sorted({0, len(x) // 2, len(x) - 1}):
@@ -82,21 +94,28 @@ def gate(x: Tensor, weight: Tensor, ready: dict[str, tuple[Impl, Packed]]) -> st
 class _Rates:
     """Shares of the machine's limits that a call of given length reaches."""
 
-    def __init__(self, dtype: str, limits: MachineLimits, num_rows: int, weight: Tensor) -> None:
-        self._bytes_share = weight.nbytes / limits.read_bytes_per_s
+    def __init__(
+        self, dtype: str, limits: MachineLimits, num_rows: int, num_weights: int, num_bytes: int
+    ) -> None:
+        self._bytes_share = num_bytes / limits.read_bytes_per_s
+        self._flop = 2 * num_rows * num_weights
         rate = limits.flop_per_s(dtype)
-        self._flop_share = None if rate is None else 2 * num_rows * weight.numel() / rate
+        self._flop_share = None if rate is None else self._flop / rate
 
     def __call__(self, call_s: float) -> Figures:
-        figures = {"weight_read_share": self._bytes_share / call_s}
+        figures = {"weight_read_share": self._bytes_share / call_s, "flop_per_s": self._flop / call_s}
         if self._flop_share is not None:
             figures["matrix_share"] = self._flop_share / call_s
         return figures
 
 
-def _pack(impl: Impl, weight: Tensor) -> Packed:
+def _pack(impl: Impl, weight: Tensor) -> Any:
     assert impl.pack is not None, "a linear kernel packs its weight"
-    return impl.pack(weight)  # type: ignore[no-any-return]
+    return impl.pack(weight)
+
+
+def _nbytes(packed: Any) -> int:
+    return int(packed.weight.nbytes)
 
 
 def _library(x: Tensor, weight: Tensor) -> Tensor:
@@ -117,7 +136,8 @@ def _tiles(
     x = torch.randn(num_rows, weights[0].shape[1], generator=torch.Generator().manual_seed(SEED)).to(
         weights[0].dtype
     )
-    rates, threads = _Rates(args.dtype, limits, num_rows, weights[0]), torch.get_num_threads()
+    threads = torch.get_num_threads()
+    rates = _Rates(args.dtype, limits, num_rows, weights[0].numel(), weights[0].nbytes)
     proven = [pack(weight) for weight in weights]
     ladders = {"ladder": proven[0].ladder()}
     ladders |= {f"tile {tile}": Ladder((tile,), "chosen by the bench") for tile in ladders["ladder"].tiles}

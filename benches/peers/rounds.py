@@ -75,9 +75,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.from_log is None:
         session = _measure(args, plan, subjects)
     else:
-        session = from_log(args.from_log, plan, subjects)
-        at = words.index("--from-log")
-        del words[at : at + 2]  # what to type to measure again
+        try:
+            session = from_log(args.from_log, plan, subjects)
+        except (OSError, ValueError) as error:
+            print(f"--from-log {args.from_log}: {error}", file=sys.stderr)
+            return 2
+        words = _to_measure_again(words)
     made = report.records_of(session, plan, subjects, records.command("benches.peers.rounds", words))
     for one in made:
         path = None if args.no_record else records.write(one, args.results)
@@ -180,19 +183,39 @@ def _turn(
     log(round=number, subject=subject.name, precision=subject.precision, **asdict(outcome))
 
 
+def _to_measure_again(words: Sequence[str]) -> list[str]:
+    """The command line without --from-log and its value, in either form."""
+    kept, values = [], iter(words)
+    for word in values:
+        if word == "--from-log":
+            next(values)
+        elif not word.startswith("--from-log="):
+            kept.append(word)
+    return kept
+
+
 def from_log(path: Path, plan: Plan, subjects: Sequence[Subject]) -> Session:
-    """The session that wrote a log, as far as it came. Lines of other models and subjects are passed over."""
+    """The session that wrote a log, as far as it came. Lines of other models and subjects are passed over.
+
+    Raises OSError where the log cannot be read, ValueError where a line is none of ours or none is of this model.
+    """
     session, known = Session(), {(one.name, one.precision): one for one in subjects}
-    for line in map(json.loads, path.read_text().splitlines()):
-        if line["model"] != plan.model:
-            continue
-        if "limits" in line:
-            session.limits.append(msgspec.convert(line["limits"], MachineLimits))
-            continue
-        subject = known.get((line["subject"], line["precision"]))
-        if subject is not None:
+    for number, text in enumerate(path.read_text().splitlines(), 1):
+        try:
+            line = json.loads(text)
+            if line["model"] != plan.model:
+                continue
+            if "limits" in line:
+                session.limits.append(msgspec.convert(line["limits"], MachineLimits))
+                continue
+            subject = known.get((line["subject"], line["precision"]))
             outcome = msgspec.convert({name: line[name] for name in Outcome.__dataclass_fields__}, Outcome)
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"line {number} is not one that a session wrote: {error!r}") from error
+        if subject is not None:
             session.add(subject, session.wanted(subject, plan.shapes), outcome)
+    if not session.limits:
+        raise ValueError(f"no round of {plan.model} in it")
     return session
 
 

@@ -152,18 +152,18 @@ OCTAVO_INLINE void sums_of(const Weight& w, const Prepared& layout, const char* 
     const Bf16* lines[P];
     for (int p = 0; p < P; ++p) lines[p] = reinterpret_cast<const Bf16*>(at[p]);
     clear<M, P>(y);
-    product<M, P, 1>(reinterpret_cast<const float*>(x), x_stride / sizeof(float), lines, 0, in, y);
+    product<M, P, true>(reinterpret_cast<const float*>(x), x_stride / sizeof(float), lines, 0, in, y);
   } else if (w.format == Format::f32) {
     const float* lines[P];
     for (int p = 0; p < P; ++p) lines[p] = reinterpret_cast<const float*>(at[p]);
     clear<M, P>(y);
-    product<M, P, 1>(reinterpret_cast<const float*>(x), x_stride / sizeof(float), lines, 0, in, y);
+    product<M, P, true>(reinterpret_cast<const float*>(x), x_stride / sizeof(float), lines, 0, in, y);
   } else if (w.format == Format::int8) {
     const int8_t* lines[P];
     for (int p = 0; p < P; ++p) lines[p] = reinterpret_cast<const int8_t*>(at[p]);
     I sums[M][P];
     repeat<M * P>(OCTAVO_EACH(i) { sums[i / P][i % P] = izero(); });
-    product<M, P, 1>(reinterpret_cast<const Quant*>(x), x_stride / sizeof(Quant), lines, 0, in, sums);
+    product<M, P, true>(reinterpret_cast<const Quant*>(x), x_stride / sizeof(Quant), lines, 0, in, sums);
     repeat<M * P>(OCTAVO_EACH(i) {
       constexpr int m = decltype(i)::value / P, p = decltype(i)::value % P;
       y[m][p] = from_codes(w, layout, x + m * x_stride, panel + p, sums[m][p]);

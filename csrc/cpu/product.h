@@ -49,14 +49,14 @@ OCTAVO_INLINE void step(const float* x, size_t x_stride, const F (&w)[P], F (&ac
 
 // Memory is asked for this far ahead of panels that come from it: neighbouring panels are neighbours there too.
 constexpr size_t kAhead = 1024;
-template <int Ahead>
+template <bool kFromMemory>
 OCTAVO_INLINE void fetch_ahead(const void* line) {
-  if constexpr (Ahead != 0) __builtin_prefetch(static_cast<const char*>(line) + kAhead);
+  if constexpr (kFromMemory) __builtin_prefetch(static_cast<const char*>(line) + kAhead);
 }
 
 // x  [M] rows, x_stride floats apart; its element 0 belongs to k = first
 // w  [P] panels
-template <int M, int P, int Ahead = 0>
+template <int M, int P, bool kFromMemory = false>
 OCTAVO_INLINE void product(const float* x, size_t x_stride, const Bf16* const (&w)[P], size_t first, size_t last,
                     F (&acc)[M][P]) {
   constexpr size_t kLine = 2 * kPanel;
@@ -69,7 +69,7 @@ OCTAVO_INLINE void product(const float* x, size_t x_stride, const Bf16* const (&
     ++k;
   }
   for (; k + 2 <= last; k += 2) {
-    repeat<P>(OCTAVO_EACH(p) { fetch_ahead<Ahead>(w[p] + k / 2 * kLine); });
+    repeat<P>(OCTAVO_EACH(p) { fetch_ahead<kFromMemory>(w[p] + k / 2 * kLine); });
     repeat<P>(OCTAVO_EACH(p) { lanes[p] = first_of(w[p] + k / 2 * kLine); });
     step<M, P>(x + (k - first), x_stride, lanes, sums);
     repeat<P>(OCTAVO_EACH(p) { lanes[p] = second_of(w[p] + k / 2 * kLine); });
@@ -82,14 +82,14 @@ OCTAVO_INLINE void product(const float* x, size_t x_stride, const Bf16* const (&
   repeat<M * P>(OCTAVO_EACH(i) { acc[i / P][i % P] = sums[i / P][i % P]; });
 }
 
-template <int M, int P, int Ahead = 0>
+template <int M, int P, bool kFromMemory = false>
 OCTAVO_INLINE void product(const float* x, size_t x_stride, const float* const (&w)[P], size_t first, size_t last,
                     F (&acc)[M][P]) {
   F sums[M][P], lanes[P];
   repeat<M * P>(OCTAVO_EACH(i) { sums[i / P][i % P] = acc[i / P][i % P]; });
   for (size_t k = first; k < last; ++k) {
     repeat<P>(OCTAVO_EACH(p) {
-      fetch_ahead<Ahead>(w[p] + k * kPanel);
+      fetch_ahead<kFromMemory>(w[p] + k * kPanel);
       lanes[p] = load(w[p] + k * kPanel);
     });
     step<M, P>(x + (k - first), x_stride, lanes, sums);
@@ -98,12 +98,12 @@ OCTAVO_INLINE void product(const float* x, size_t x_stride, const float* const (
 }
 
 // The same over int8 codes, in whole numbers: exact in any order. k0, k1 are multiples of four.
-template <int M, int P, int Ahead = 0>
+template <int M, int P, bool kFromMemory = false>
 OCTAVO_INLINE void product(const Quant* x, size_t x_stride, const int8_t* const (&w)[P], size_t first, size_t last,
                     I (&acc)[M][P]) {
   for (size_t k = first; k < last; k += 4) {
     const Quant* at = x + (k - first);
-    repeat<P>(OCTAVO_EACH(p) { fetch_ahead<Ahead>(w[p] + k * kPanel); });
+    repeat<P>(OCTAVO_EACH(p) { fetch_ahead<kFromMemory>(w[p] + k * kPanel); });
 #ifdef OCTAVO_VNNI
     repeat<P>(OCTAVO_EACH(p) {
       const I line = iload(reinterpret_cast<const int32_t*>(w[p] + k * kPanel));
@@ -127,7 +127,7 @@ OCTAVO_INLINE void group_product(const int8_t* x, size_t x_stride, const uint8_t
     repeat<M>(OCTAVO_EACH(m) { part[m] = shorts_zero(); });
     repeat<4>(OCTAVO_EACH(i) {
       const uint8_t* line = lines + (k / 8 + i) * kLineBytes;
-      fetch_ahead<1>(line);
+      fetch_ahead<true>(line);
       const int8_t* at = x + k + 8 * i;
       const I low = low_nibbles(line);
       repeat<M>(OCTAVO_EACH(m) { part[m] = dot_nibbles(part[m], low, at + m * x_stride); });

@@ -9,7 +9,7 @@
 namespace octavo::cpu {
 namespace {
 
-constexpr size_t kQueryRows = 120;   // rows under one KV head that an item of attention takes, tokens times heads
+constexpr size_t kQueryRows = 120;  // rows under one KV head that an item of attention takes, tokens times heads
 constexpr size_t kManyItems = 4;    // items per thread that keep all threads busy to the end
 constexpr size_t kSpareRows = 32;   // past the last prepared one: kernels on tiles read them and drop what comes of it
 constexpr size_t kPeakPart = 16384;  // logits whose peak one item finds

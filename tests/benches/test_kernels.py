@@ -17,6 +17,7 @@ from benches.record import read
 from octavo.kernels.attention.reference import paged_attention
 from octavo.kernels.choose import Impl, fits_all
 from octavo.kernels.linear import IMPLS, pack
+from octavo.kernels.native import instruction_sets
 from tests.benches.made import LIMITS
 
 TINY = {
@@ -175,4 +176,4 @@ def test_the_command_line_stores_a_record(tmp_path: Path, monkeypatch: pytest.Mo
         torch.set_num_threads(before)
     made = [read(path) for path in sorted(tmp_path.glob("*/*.json"))]
     assert [one.shape["S"] for one in made] == [1, 3]
-    assert list(made[0].subjects) == ["reference", "library"]
+    assert list(made[0].subjects) == ["reference", *instruction_sets()[:1], "library"]

@@ -406,13 +406,33 @@ def test_a_whole_session_leaves_log_records_and_table(
     assert str(tmp_path) not in found[0].command
     assert capsys.readouterr().out.splitlines()[-1].split()[:3] == ["W3", "int4", "30"]
     monkeypatch.delattr(peer_rounds, "run")  # nothing is measured again
-    again = str(tmp_path / "again")
-    from_log = ["--from-log", str(tmp_path / "log.jsonl"), "--results", again]
-    assert peer_rounds.main([*words, *from_log]) == 0
-    remade = [read(path) for path in sorted((tmp_path / "again").rglob("*.json"))]
-    assert [one.subjects for one in remade] == [one.subjects for one in found]
-    assert [one.notes for one in remade] == [one.notes for one in found]
-    assert "--from-log" not in remade[0].command
+    log = str(tmp_path / "log.jsonl")
+    for form in (["--from-log", log], [f"--from-log={log}"]):
+        again = tmp_path / f"again {len(form)}"
+        assert peer_rounds.main([*words, *form, "--results", str(again)]) == 0
+        remade = [read(path) for path in sorted(again.rglob("*.json"))]
+        assert [one.subjects for one in remade] == [one.subjects for one in found]
+        assert [one.notes for one in remade] == [one.notes for one in found]
+        assert "--from-log" not in remade[0].command
+        assert "log.jsonl" not in remade[0].command
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (None, "No such file"),
+        ("", "no round of qwen3-0.6b in it"),
+        ("{", "line 1 is not one that a session wrote"),
+        ('{"model": "qwen3-0.6b", "round": 0}', "line 1 is not one that a session wrote"),
+    ],
+)
+def test_a_log_that_holds_no_session_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str | None, told: str
+) -> None:
+    if text is not None:
+        (tmp_path / "log").write_text(text)
+    assert peer_rounds.main(["--from-log", str(tmp_path / "log")]) == 2
+    assert told in capsys.readouterr().err
 
 
 def test_bad_arguments_are_told(capsys: pytest.CaptureFixture[str]) -> None:
