@@ -33,7 +33,11 @@ std::vector<const Kernels*> usable_kernels() {
   };
   const bool wide = has("avx512f") && has("avx512bw") && has("avx512_vnni");
   offer(amx_kernels(), wide && has("amx_bf16") && has("amx_int8") && may_use_tiles());
+#ifdef OCTAVO_SIMDE
+  offer(avx512_kernels(), has("avx2") && has("fma"));  // what they are built from
+#else
   offer(avx512_kernels(), wide);
+#endif
   offer(avx2_kernels(), has("avx2") && has("fma"));
   usable.push_back(portable_kernels());
   return usable;

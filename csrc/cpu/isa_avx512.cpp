@@ -1,7 +1,7 @@
 // Kernels for AVX-512 with VNNI. Compiled with these enabled; runs only where `features` finds them.
 #include "kernels.h"
 
-#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VNNI__)
+#if defined(OCTAVO_SIMDE) || (defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VNNI__))
 #define OCTAVO_VNNI 1
 #include "lanes_avx512.h"
 #include "table.h"

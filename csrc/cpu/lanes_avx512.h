@@ -1,7 +1,11 @@
 // Sixteen lanes as one 512-bit vector; needs AVX-512 F, BW, DQ, VL and VNNI.
 #pragma once
 
+#ifdef OCTAVO_SIMDE
+#include "avx512_simulated.h"
+#else
 #include <immintrin.h>
+#endif
 
 #include <cstring>
 
@@ -36,11 +40,11 @@ inline F min(F a, F b) { return {_mm512_min_ps(a.v, b.v)}; }
 inline F abs(F a) { return {_mm512_abs_ps(a.v)}; }
 inline F round(F a) { return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
 inline bool any_nan(F a) { return _mm512_cmp_ps_mask(a.v, a.v, _CMP_UNORD_Q); }
-// x in lanes first .. last - 1, `other` elsewhere.
+// x in lanes first .. last - 1, `other` elsewhere; either may lie outside 0 .. 16.
+inline unsigned lanes_below(int end) { return end <= 0 ? 0u : end >= 16 ? 0xffffu : (1u << end) - 1; }
 inline F between(F x, int first, int last, float other) {
-  const unsigned below_last = last >= 16 ? 0xffffu : (1u << last) - 1;
-  const unsigned below_first = first >= 16 ? 0xffffu : (1u << first) - 1;
-  return {_mm512_mask_blend_ps(static_cast<__mmask16>(below_last & ~below_first), _mm512_set1_ps(other), x.v)};
+  const unsigned kept = lanes_below(last) & ~lanes_below(first);
+  return {_mm512_mask_blend_ps(static_cast<__mmask16>(kept), _mm512_set1_ps(other), x.v)};
 }
 // x * 2^n for whole n with normal results; n below -126 gives 0.
 inline F scale_by_power(F x, F n) {

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from octavo.core.step import Copy
+from octavo.errors import ConfigError
 from octavo.kv.layout import Layout
+from octavo.units import format_bytes
 
 
 class KvPool:
@@ -22,7 +24,8 @@ class KvPool:
     num_blocks  at least 1; block 0 is as good as any other here
     device      where the arena lies
 
-    The arena is zeroed when it is made, so all of it is really there from the start: nothing runs out later.
+    The arena is zeroed when it is made, so all of it is really there from the start: nothing runs out later. Raises
+    `ConfigError` if the system does not give that much memory.
     """
 
     def __init__(
@@ -33,7 +36,13 @@ class KvPool:
         self.layout = layout
         self.num_layers = num_layers
         self.num_blocks = num_blocks
-        self._arena = _zeros((num_layers, *layout.shape(num_blocks)), layout.dtype, torch.device(device))
+        try:
+            self._arena = _zeros((num_layers, *layout.shape(num_blocks)), layout.dtype, torch.device(device))
+        except (OSError, RuntimeError, OverflowError) as refusal:
+            raise ConfigError(
+                f"KV cache: {num_blocks} blocks take {format_bytes(self.nbytes)}, which {device} does not give"
+                f" ({refusal}); lower --num-kv-blocks or --memory-limit"
+            ) from refusal
 
     @property
     def nbytes(self) -> int:

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from octavo.core.step import Copy
+from octavo.errors import ConfigError
 from octavo.kernels.kv_store import write_kv
 from octavo.kv.layout import DenseLayout
 from octavo.kv.pool import KvPool
@@ -84,3 +85,9 @@ def test_poison_outside_the_pool() -> None:
 def test_an_empty_pool_is_refused(num_layers: int, num_blocks: int) -> None:
     with pytest.raises(ValueError, match="at least 1 layer and 1 block"):
         KvPool(LAYOUT, num_layers, num_blocks)
+
+
+@pytest.mark.parametrize("num_blocks", [2**42, 2**60])
+def test_more_memory_than_there_is(num_blocks: int) -> None:
+    with pytest.raises(ConfigError, match=rf"{num_blocks} blocks take .*iB, .*lower --num-kv-blocks"):
+        KvPool(LAYOUT, 2, num_blocks)
