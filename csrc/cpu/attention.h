@@ -16,19 +16,15 @@ struct Span {
   size_t first, last;
 };
 
-// Scores of M rows in panels j .. j + P - 1 of a tile. `ask` is called on the way, every sixteen inputs where it may matter.
-template <int M, int P, class T, class Asks>
-OCTAVO_INLINE void add_scores(const Tile<T>& tile, size_t j, size_t row, size_t head_dim, const AttentionScratch& s, Asks&& ask) {
-  const size_t step = M <= kPairRows ? kPanel : head_dim;
+// Scores of M rows in panels j .. j + P - 1 of a tile.
+template <int M, int P, class T, class Next>
+OCTAVO_INLINE void add_scores(const Tile<T>& tile, const Tile<Next>& next, size_t j, size_t row, size_t head_dim, const AttentionScratch& s) {
   const size_t dim = round_up(head_dim, kPanel);
   F acc[M][P];
   const T* at[P];
   for (int p = 0; p < P; ++p) at[p] = tile.keys[j + p];
   clear<M, P>(acc);
-  for (size_t d = 0; d < head_dim; d += step) {
-    ask();
-    product<M, P>(s.queries + row * dim + d, dim, at, d, head_dim - d < step ? head_dim : d + step, acc);
-  }
+  product<M, P>(s.queries + row * dim, dim, at, 0, head_dim, acc, ask_keys<P>(tile, next, j));
   for (int m = 0; m < M; ++m)
     for (int p = 0; p < P; ++p) store(s.scores + (row + m) * kTile + (j + p) * kPanel, acc[m][p]);
 }
@@ -60,9 +56,9 @@ inline void weigh(size_t row, const Span& span, size_t from, size_t to, const At
 }
 
 // M rows take in values of positions first .. last - 1, in panels d .. d + P - 1 of the head's width.
-template <int M, int P, class T, class Asks>
-OCTAVO_INLINE void add_values(const Tile<T>& tile, size_t d, size_t row, size_t first, size_t last, size_t dim,
-                              const AttentionScratch& s, Asks&& ask) {
+template <int M, int P, class T, class Next>
+OCTAVO_INLINE void add_values(const Tile<T>& tile, const Tile<Next>& next, size_t d, size_t row, size_t first, size_t last,
+                              size_t dim, const AttentionScratch& s) {
   F acc[M][P];
   float* sums = s.sums + row * dim + d * kPanel;
   repeat<M * P>(OCTAVO_EACH(i) {
@@ -72,10 +68,9 @@ OCTAVO_INLINE void add_values(const Tile<T>& tile, size_t d, size_t row, size_t 
   for (size_t j = first / kPanel; j * kPanel < last; ++j) {
     const size_t low = first > j * kPanel ? first - j * kPanel : 0;
     const size_t high = last < (j + 1) * kPanel ? last - j * kPanel : kPanel;
-    ask();
     const T* at[P];
     for (int p = 0; p < P; ++p) at[p] = tile.values[j] + (d + p) * tile.value_step;
-    product<M, P>(s.scores + row * kTile + j * kPanel + low, kTile, at, low, high, acc);
+    product<M, P>(s.scores + row * kTile + j * kPanel + low, kTile, at, low, high, acc, ask_values<P>(tile, next, j));
   }
   repeat<M * P>(OCTAVO_EACH(i) {
     constexpr int m = decltype(i)::value / P, p = decltype(i)::value % P;
@@ -88,8 +83,8 @@ template <class T>
 inline void add_values_alone(const Tile<T>& tile, size_t row, size_t first, size_t last, size_t dim, const AttentionScratch& s) {
   if (first >= last) return;
   size_t d = 0;
-  for (; d + 2 <= dim / kPanel; d += 2) add_values<1, 2>(tile, d, row, first, last, dim, s, [] {});
-  if (d < dim / kPanel) add_values<1, 1>(tile, d, row, first, last, dim, s, [] {});
+  for (; d + 2 <= dim / kPanel; d += 2) add_values<1, 2>(tile, tile, d, row, first, last, dim, s);
+  if (d < dim / kPanel) add_values<1, 1>(tile, tile, d, row, first, last, dim, s);
   s.fades[row] = 1.0f;
 }
 
@@ -102,14 +97,14 @@ OCTAVO_INLINE void take_rows(const Tile<T>& tile, const Tile<Next>& next, size_t
   const size_t from = span_of(row).first / kPanel, to = (span_of(end - 1).last + kPanel - 1) / kPanel;
   const auto blocks = [&](auto&& run) OCTAVO_INLINED { even_runs(row, end, kRows, run); };
   const bool few = end - row <= kPairRows;
-  Fetch<Next> ask(next, dim, few ? 4 * panels : end - row);
+  FetchTile<Next> fetch(next, dim, end - row);
   size_t j = from;
   if (few)
-    for (; j + 2 <= to; j += 2) with_rows<kPairRows>(end - row, [&](auto m) { add_scores<m.value, 2>(tile, j, row, head_dim, s, ask); });
+    for (; j + 2 <= to; j += 2) with_rows<kPairRows>(end - row, [&](auto m) { add_scores<m.value, 2>(tile, next, j, row, head_dim, s); });
   for (; j < to; ++j)
-    blocks([&](size_t r, size_t rows) { with_rows(rows, [&](auto m) { add_scores<m.value, 1>(tile, j, r, head_dim, s, [] {}); }); });
+    blocks([&](size_t r, size_t rows) { with_rows(rows, [&](auto m) { add_scores<m.value, 1>(tile, next, j, r, head_dim, s); }); });
   for (size_t r = row; r < end; ++r) {
-    if (!few) ask();
+    if constexpr (sizeof(T) != sizeof(Next)) fetch();
     weigh(r, span_of(r), from, to, s);
   }
   // Positions that all rows of a block take in are added for all at once; each row adds those before and after alone.
@@ -126,7 +121,7 @@ OCTAVO_INLINE void take_rows(const Tile<T>& tile, const Tile<Next>& next, size_t
     const Span both = common(row, end - row);
     if (both.first < both.last)
       for (; d + 2 <= panels; d += 2)
-        with_rows<kPairRows>(end - row, [&](auto m) { add_values<m.value, 2>(tile, d, row, both.first, both.last, dim, s, ask); });
+        with_rows<kPairRows>(end - row, [&](auto m) { add_values<m.value, 2>(tile, next, d, row, both.first, both.last, dim, s); });
     else
       d = panels;
   }
@@ -134,7 +129,7 @@ OCTAVO_INLINE void take_rows(const Tile<T>& tile, const Tile<Next>& next, size_t
     blocks([&](size_t r, size_t rows) {
       const Span both = common(r, rows);
       if (both.first < both.last)
-        with_rows(rows, [&](auto m) { add_values<m.value, 1>(tile, d, r, both.first, both.last, dim, s, [] {}); });
+        with_rows(rows, [&](auto m) { add_values<m.value, 1>(tile, next, d, r, both.first, both.last, dim, s); });
     });
   blocks([&](size_t r, size_t rows) {
     const Span both = common(r, rows);

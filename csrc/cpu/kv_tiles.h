@@ -91,16 +91,41 @@ Tile<T> find_tile(const Attention& call, const AttentionItem& item, size_t tile,
   return found;
 }
 
-// Asks for a tile ahead of time, a little with every call: processors drop requests that come all at once. Inlined:
-// what only fetches looks like nothing to GCC.
+// Asks for the next tile while one is read, line for line: what lies `bytes` ahead of panel p.
+template <int P>
+struct AskNext {
+  ptrdiff_t bytes[P];
+  OCTAVO_INLINE void operator()(int p, const void* line) const { __builtin_prefetch(static_cast<const char*>(line) + bytes[p]); }
+};
+inline ptrdiff_t bytes_between(const void* from, const void* to) {
+  return to ? static_cast<const char*>(to) - static_cast<const char*>(from) : 0;
+}
+template <int P, class T>
+OCTAVO_INLINE AskNext<P> ask_keys(const Tile<T>& tile, const Tile<T>& next, size_t j) {
+  AskNext<P> ask;
+  for (int p = 0; p < P; ++p) ask.bytes[p] = bytes_between(tile.keys[j + p], next.keys[j + p]);
+  return ask;
+}
+template <int P, class T>
+OCTAVO_INLINE AskNext<P> ask_values(const Tile<T>& tile, const Tile<T>& next, size_t j) {
+  AskNext<P> ask;
+  for (int p = 0; p < P; ++p) ask.bytes[p] = bytes_between(tile.values[j], next.values[j]);
+  return ask;
+}
+// A tile that was unpacked comes from nearby.
+template <int P>
+OCTAVO_INLINE AskNothing ask_keys(const Tile<float>&, const Tile<Bf16>&, size_t) { return {}; }
+template <int P>
+OCTAVO_INLINE AskNothing ask_values(const Tile<float>&, const Tile<Bf16>&, size_t) { return {}; }
+
+// Asks for a whole tile within a number of calls.
 template <class T>
-struct Fetch {
+struct FetchTile {
   static constexpr size_t kPiece = kPanel * kPanel;  // elements that lie together
   const Tile<T>& tile;
   size_t panels, each, done = 0;
 
-  // The whole tile within `calls` calls.
-  Fetch(const Tile<T>& tile, size_t dim, size_t calls)
+  FetchTile(const Tile<T>& tile, size_t dim, size_t calls)
       : tile(tile), panels(dim / kPanel), each((2 * kTile / kPanel * panels + calls - 1) / calls) {}
   OCTAVO_INLINE void operator()() {
     for (const size_t end = done + each; done < end; ++done) {

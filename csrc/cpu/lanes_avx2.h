@@ -12,6 +12,7 @@ namespace {
 
 constexpr int kRows = 6;      // rows whose sums over one panel stay in registers
 constexpr int kPairRows = 2;  // rows whose sums over two panels do
+constexpr int kUnpackingRows = 5;  // rows at a time where lines are unpacked anew for each of them
 constexpr bool kVnni = false;
 
 struct F {

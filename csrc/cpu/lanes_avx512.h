@@ -16,6 +16,7 @@ namespace {
 
 constexpr int kRows = 12;      // rows whose sums over one panel stay in registers
 constexpr int kPairRows = 12;  // rows whose sums over two panels do
+constexpr int kUnpackingRows = 12;  // rows at a time where lines are unpacked anew for each of them
 constexpr bool kVnni = true;
 
 struct F {

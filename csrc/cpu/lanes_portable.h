@@ -11,6 +11,7 @@ namespace {
 
 constexpr int kRows = 4;      // rows whose sums over one panel are kept together
 constexpr int kPairRows = 2;  // rows whose sums over two panels are
+constexpr int kUnpackingRows = 4;  // rows at a time where lines are unpacked anew for each of them
 constexpr bool kVnni = false;
 
 struct F {

@@ -152,18 +152,18 @@ OCTAVO_INLINE void sums_of(const Weight& w, const Prepared& layout, const char* 
     const Bf16* lines[P];
     for (int p = 0; p < P; ++p) lines[p] = reinterpret_cast<const Bf16*>(at[p]);
     clear<M, P>(y);
-    product<M, P, true>(reinterpret_cast<const float*>(x), x_stride / sizeof(float), lines, 0, in, y);
+    product<M, P>(reinterpret_cast<const float*>(x), x_stride / sizeof(float), lines, 0, in, y, AskAhead());
   } else if (w.format == Format::f32) {
     const float* lines[P];
     for (int p = 0; p < P; ++p) lines[p] = reinterpret_cast<const float*>(at[p]);
     clear<M, P>(y);
-    product<M, P, true>(reinterpret_cast<const float*>(x), x_stride / sizeof(float), lines, 0, in, y);
+    product<M, P>(reinterpret_cast<const float*>(x), x_stride / sizeof(float), lines, 0, in, y, AskAhead());
   } else if (w.format == Format::int8) {
     const int8_t* lines[P];
     for (int p = 0; p < P; ++p) lines[p] = reinterpret_cast<const int8_t*>(at[p]);
     I sums[M][P];
     repeat<M * P>(OCTAVO_EACH(i) { sums[i / P][i % P] = izero(); });
-    product<M, P, true>(reinterpret_cast<const Quant*>(x), x_stride / sizeof(Quant), lines, 0, in, sums);
+    product<M, P>(reinterpret_cast<const Quant*>(x), x_stride / sizeof(Quant), lines, 0, in, sums, AskAhead());
     repeat<M * P>(OCTAVO_EACH(i) {
       constexpr int m = decltype(i)::value / P, p = decltype(i)::value % P;
       y[m][p] = from_codes(w, layout, x + m * x_stride, panel + p, sums[m][p]);
@@ -344,7 +344,8 @@ void linear_as(const Linear& call, size_t first, size_t last, size_t first_row, 
   const Prepared layout(*call.weight);
   if (call.weight->format != Format::int4 && last_row - first_row > 2 * kRows)
     return many_rows<T>(call, layout, first, last, first_row, last_row, scratch);
-  const size_t at_a_time = call.weight->format == Format::int4 && kRows > 5 && !kVnni ? 5 : kRows;
+  const bool unpacks = call.weight->format == Format::bf16 || call.weight->format == Format::int4;
+  const size_t at_a_time = unpacks ? kUnpackingRows : kRows;
   // Two panels at a time, so that they stay in the nearest cache while rows pass.
   for (size_t panel = first; panel < last; panel += 2) {
     const size_t end = panel + 2 < last ? panel + 2 : last;

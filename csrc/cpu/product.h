@@ -47,18 +47,29 @@ OCTAVO_INLINE void step(const float* x, size_t x_stride, const F (&w)[P], F (&ac
   });
 }
 
-// Memory is asked for this far ahead of panels that come from it: neighbouring panels are neighbours there too.
-constexpr size_t kAhead = 1024;
-template <bool kFromMemory>
-OCTAVO_INLINE void fetch_ahead(const void* line) {
-  if constexpr (kFromMemory) __builtin_prefetch(static_cast<const char*>(line) + kAhead);
+// What a product asks memory for on the way, once for every line that it reads of panel p. Asked all at once, much of it
+// would be dropped.
+struct AskNothing {
+  OCTAVO_INLINE void operator()(int, const void*) const {}
+};
+// What lies ahead of weights: neighbouring panels are neighbours in memory too.
+struct AskAhead {
+  static constexpr size_t kBytes = 1024;
+  OCTAVO_INLINE void operator()(int, const void* line) const { __builtin_prefetch(static_cast<const char*>(line) + kBytes); }
+};
+
+// What is read after this is not read before it: GCC would fetch early what registers cannot hold besides the sums.
+OCTAVO_INLINE void read_later() {
+#if defined(__GNUC__) || defined(__clang__)
+  asm volatile("" ::: "memory");
+#endif
 }
 
 // x  [M] rows, x_stride floats apart; its element 0 belongs to k = first
 // w  [P] panels
-template <int M, int P, bool kFromMemory = false>
+template <int M, int P, class Ask = AskNothing>
 OCTAVO_INLINE void product(const float* x, size_t x_stride, const Bf16* const (&w)[P], size_t first, size_t last,
-                    F (&acc)[M][P]) {
+                    F (&acc)[M][P], const Ask& ask = {}) {
   constexpr size_t kLine = 2 * kPanel;
   F sums[M][P], lanes[P];  // of this call alone: the caller's may be looked at with indices that vary
   repeat<M * P>(OCTAVO_EACH(i) { sums[i / P][i % P] = acc[i / P][i % P]; });
@@ -69,9 +80,10 @@ OCTAVO_INLINE void product(const float* x, size_t x_stride, const Bf16* const (&
     ++k;
   }
   for (; k + 2 <= last; k += 2) {
-    repeat<P>(OCTAVO_EACH(p) { fetch_ahead<kFromMemory>(w[p] + k / 2 * kLine); });
+    repeat<P>(OCTAVO_EACH(p) { ask(p, w[p] + k / 2 * kLine); });
     repeat<P>(OCTAVO_EACH(p) { lanes[p] = first_of(w[p] + k / 2 * kLine); });
     step<M, P>(x + (k - first), x_stride, lanes, sums);
+    if constexpr (P > 1 || M >= 5) read_later();
     repeat<P>(OCTAVO_EACH(p) { lanes[p] = second_of(w[p] + k / 2 * kLine); });
     step<M, P>(x + (k + 1 - first), x_stride, lanes, sums);
   }
@@ -82,14 +94,14 @@ OCTAVO_INLINE void product(const float* x, size_t x_stride, const Bf16* const (&
   repeat<M * P>(OCTAVO_EACH(i) { acc[i / P][i % P] = sums[i / P][i % P]; });
 }
 
-template <int M, int P, bool kFromMemory = false>
+template <int M, int P, class Ask = AskNothing>
 OCTAVO_INLINE void product(const float* x, size_t x_stride, const float* const (&w)[P], size_t first, size_t last,
-                    F (&acc)[M][P]) {
+                    F (&acc)[M][P], const Ask& ask = {}) {
   F sums[M][P], lanes[P];
   repeat<M * P>(OCTAVO_EACH(i) { sums[i / P][i % P] = acc[i / P][i % P]; });
   for (size_t k = first; k < last; ++k) {
     repeat<P>(OCTAVO_EACH(p) {
-      fetch_ahead<kFromMemory>(w[p] + k * kPanel);
+      ask(p, w[p] + k * kPanel);
       lanes[p] = load(w[p] + k * kPanel);
     });
     step<M, P>(x + (k - first), x_stride, lanes, sums);
@@ -98,12 +110,12 @@ OCTAVO_INLINE void product(const float* x, size_t x_stride, const float* const (
 }
 
 // The same over int8 codes, in whole numbers: exact in any order. k0, k1 are multiples of four.
-template <int M, int P, bool kFromMemory = false>
+template <int M, int P, class Ask = AskNothing>
 OCTAVO_INLINE void product(const Quant* x, size_t x_stride, const int8_t* const (&w)[P], size_t first, size_t last,
-                    I (&acc)[M][P]) {
+                    I (&acc)[M][P], const Ask& ask = {}) {
   for (size_t k = first; k < last; k += 4) {
     const Quant* at = x + (k - first);
-    repeat<P>(OCTAVO_EACH(p) { fetch_ahead<kFromMemory>(w[p] + k * kPanel); });
+    repeat<P>(OCTAVO_EACH(p) { ask(p, w[p] + k * kPanel); });
 #ifdef OCTAVO_VNNI
     repeat<P>(OCTAVO_EACH(p) {
       const I line = iload(reinterpret_cast<const int32_t*>(w[p] + k * kPanel));
@@ -127,7 +139,7 @@ OCTAVO_INLINE void group_product(const int8_t* x, size_t x_stride, const uint8_t
     repeat<M>(OCTAVO_EACH(m) { part[m] = shorts_zero(); });
     repeat<4>(OCTAVO_EACH(i) {
       const uint8_t* line = lines + (k / 8 + i) * kLineBytes;
-      fetch_ahead<true>(line);
+      AskAhead()(0, line);
       const int8_t* at = x + k + 8 * i;
       const I low = low_nibbles(line);
       repeat<M>(OCTAVO_EACH(m) { part[m] = dot_nibbles(part[m], low, at + m * x_stride); });
