@@ -140,17 +140,34 @@ OCTAVO_INLINE void take_rows(const Tile<T>& tile, const Tile<Next>& next, size_t
   });
 }
 
+// How an item's rows meet keys and values: as vectors of any number.
 template <class T>
-void load_queries(const Attention& call, const AttentionItem& item, const AttentionScratch& s) {
-  const size_t D = call.kv.head_dim, dim = call.kv.padded_dim(), group = call.num_heads / call.kv.num_kv_heads;
-  for (size_t i = 0; i < item.num_rows; ++i)
-    for (size_t h = 0; h < group; ++h) {
-      const T* q = static_cast<const T*>(call.q) + (item.row + i) * call.q_stride + (item.head * group + h) * D;
-      float* out = s.queries + (i * group + h) * dim;
-      for (size_t d = 0; d < dim; d += kPanel)
-        store(out + d, d < D ? load_some(q + d, D - d) * set1(call.scale) : set1(0.0f));
+struct AsVectors {
+  static void load_queries(const Attention& call, const AttentionItem& item, const AttentionScratch& s) {
+    const size_t D = call.kv.head_dim, dim = call.kv.padded_dim(), group = call.num_heads / call.kv.num_kv_heads;
+    for (size_t i = 0; i < item.num_rows; ++i)
+      for (size_t h = 0; h < group; ++h) {
+        const T* q = static_cast<const T*>(call.q) + (item.row + i) * call.q_stride + (item.head * group + h) * D;
+        float* out = s.queries + (i * group + h) * dim;
+        for (size_t d = 0; d < dim; d += kPanel)
+          store(out + d, d < D ? load_some(q + d, D - d) * set1(call.scale) : set1(0.0f));
+      }
+  }
+
+  // Rows row .. end - 1 take in a tile of which positions first .. last - 1 may be read.
+  template <class SpanOf>
+  static void take(const Attention& call, const Tile<T>& tile, const Tile<T>& next, size_t first, size_t last, size_t row,
+                   size_t end, const SpanOf& span_of, const AttentionScratch& s) {
+    const size_t head_dim = call.kv.head_dim;
+    if constexpr (sizeof(T) == 2) {
+      if (end - row > 2 * kRows) {
+        const Tile<float> wide = unpack_tile(tile, first, last, call.kv.padded_dim(), s);
+        return take_rows(wide, next, row, end, span_of, head_dim, s);
+      }
     }
-}
+    take_rows(tile, next, row, end, span_of, head_dim, s);
+  }
+};
 
 // One row's result: weighted values over mass; what is not finite becomes NaN.
 template <class T>
@@ -175,7 +192,7 @@ inline void merge_part(float* sums, float& peak, float& mass, const float* more,
   peak = now;
 }
 
-template <class T>
+template <class T, class Way>
 void attention_as(const Attention& call, const AttentionItem& item, char* memory) {
   const AttentionScratch s(call, item.num_rows, memory);
   const size_t dim = call.kv.padded_dim(), group = call.num_heads / call.kv.num_kv_heads;
@@ -183,7 +200,7 @@ void attention_as(const Attention& call, const AttentionItem& item, char* memory
   const size_t end = position + item.num_rows, tiles = (end + kTile - 1) / kTile;
   const size_t window = call.window > 0 ? static_cast<size_t>(call.window) : end;
   const auto lowest = [&](size_t p) { return p + 1 > window ? p + 1 - window : 0; };
-  load_queries<T>(call, item, s);
+  Way::load_queries(call, item, s);
   const size_t splits = (tiles * kTile + kSplit - 1) / kSplit;
   const size_t first_split = item.num_splits ? item.split : lowest(position) / kSplit;
   const size_t last_split = item.num_splits ? item.split + 1 : splits;
@@ -214,14 +231,7 @@ void attention_as(const Attention& call, const AttentionItem& item, char* memory
         const size_t p = position + r / group;
         return Span{lowest(p) > start ? lowest(p) - start : 0, p + 1 < stop ? p + 1 - start : kTile};
       };
-      const auto take = [&](const auto& some) OCTAVO_INLINED { take_rows(some, next, from * group, to * group, span_of, call.kv.head_dim, s); };
-      if constexpr (sizeof(T) == 2) {
-        if ((to - from) * group > 2 * kRows) {
-          take(unpack_tile(found, read_from, read_to, dim, s));
-          continue;
-        }
-      }
-      take(found);
+      Way::take(call, found, next, read_from, read_to, from * group, to * group, span_of, s);
     }
     const bool is_only = !item.num_splits && last_split - first_split == 1;
     for (size_t r = 0; r < rows; ++r) {
@@ -251,9 +261,9 @@ void attention_as(const Attention& call, const AttentionItem& item, char* memory
 
 void attention(const Attention& call, const AttentionItem& item, char* scratch) {
   if (call.kv.number == Number::bf16)
-    attention_as<Bf16>(call, item, scratch);
+    attention_as<Bf16, AsVectors<Bf16>>(call, item, scratch);
   else
-    attention_as<float>(call, item, scratch);
+    attention_as<float, AsVectors<float>>(call, item, scratch);
 }
 
 // The parts item.split .. item.num_splits - 1 of its rows, in order.

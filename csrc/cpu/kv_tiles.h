@@ -11,11 +11,13 @@ namespace {
 // are unpacked because many rows need them.
 struct AttentionScratch {
   float *queries, *sums, *masses, *peaks, *fades, *scores, *keys, *values;
+  Bf16* weights;  // scores of each row, rounded: kernels on tiles want them
   char *gathered_keys, *gathered_values;
   size_t bytes;
 
   AttentionScratch(const Attention& call, size_t num_rows, char* at) {
-    const size_t dim = call.kv.padded_dim(), rows = num_rows * (call.num_heads / call.kv.num_kv_heads);
+    const size_t dim = call.kv.padded_dim(), some = num_rows * (call.num_heads / call.kv.num_kv_heads);
+    const size_t rows = some + kPanel;  // kernels on tiles always take sixteen
     char* const start = at;
     const auto take = [&](size_t n) {
       char* taken = at;
@@ -29,6 +31,7 @@ struct AttentionScratch {
     peaks = floats(rows);
     fades = floats(rows);
     scores = floats(rows * kTile);
+    weights = reinterpret_cast<Bf16*>(take(rows * kTile * sizeof(Bf16)));
     keys = floats(dim * kTile);
     values = floats(dim * kTile);
     gathered_keys = take(dim * kTile * call.kv.item());

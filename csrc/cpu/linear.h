@@ -143,8 +143,9 @@ inline F from_codes(const Weight& w, const Prepared& layout, const char* row, si
   return to_float(sums) * (load(w.scales + panel * kPanel) * set1(layout.scale(row)));
 }
 
-template <int M, int P>
-OCTAVO_INLINE void sums_of(const Weight& w, const Prepared& layout, const char* x, size_t x_stride, size_t panel, F (&y)[M][P]) {
+template <int M, int P, class Ask>
+OCTAVO_INLINE void sums_of(const Weight& w, const Prepared& layout, const char* x, size_t x_stride, size_t panel, F (&y)[M][P],
+                           const Ask& ask) {
   const size_t in = w.padded_in();
   const char* at[P];
   for (int p = 0; p < P; ++p) at[p] = w.panel(panel + p);
@@ -152,18 +153,18 @@ OCTAVO_INLINE void sums_of(const Weight& w, const Prepared& layout, const char* 
     const Bf16* lines[P];
     for (int p = 0; p < P; ++p) lines[p] = reinterpret_cast<const Bf16*>(at[p]);
     clear<M, P>(y);
-    product<M, P>(reinterpret_cast<const float*>(x), x_stride / sizeof(float), lines, 0, in, y, AskAhead());
+    product<M, P>(reinterpret_cast<const float*>(x), x_stride / sizeof(float), lines, 0, in, y, ask);
   } else if (w.format == Format::f32) {
     const float* lines[P];
     for (int p = 0; p < P; ++p) lines[p] = reinterpret_cast<const float*>(at[p]);
     clear<M, P>(y);
-    product<M, P>(reinterpret_cast<const float*>(x), x_stride / sizeof(float), lines, 0, in, y, AskAhead());
+    product<M, P>(reinterpret_cast<const float*>(x), x_stride / sizeof(float), lines, 0, in, y, ask);
   } else if (w.format == Format::int8) {
     const int8_t* lines[P];
     for (int p = 0; p < P; ++p) lines[p] = reinterpret_cast<const int8_t*>(at[p]);
     I sums[M][P];
     repeat<M * P>(OCTAVO_EACH(i) { sums[i / P][i % P] = izero(); });
-    product<M, P>(reinterpret_cast<const Quant*>(x), x_stride / sizeof(Quant), lines, 0, in, sums, AskAhead());
+    product<M, P>(reinterpret_cast<const Quant*>(x), x_stride / sizeof(Quant), lines, 0, in, sums, ask);
     repeat<M * P>(OCTAVO_EACH(i) {
       constexpr int m = decltype(i)::value / P, p = decltype(i)::value % P;
       y[m][p] = from_codes(w, layout, x + m * x_stride, panel + p, sums[m][p]);
@@ -172,16 +173,16 @@ OCTAVO_INLINE void sums_of(const Weight& w, const Prepared& layout, const char* 
 }
 
 // int4: each group's whole sums, scaled and added in order of the groups.
-template <int M>
+template <int M, class Ask>
 OCTAVO_INLINE void group_sums(const Weight& w, const Prepared& layout, const char* x, size_t x_stride, const char* panel,
-                       F (&y)[M]) {
+                              F (&y)[M], const Ask& ask) {
   const size_t group_bytes = (w.group / 8 + 1) * kLineBytes;
   repeat<M>(OCTAVO_EACH(m) { y[m] = set1(0.0f); });
   for (size_t g = 0; g < w.num_groups(); ++g, panel += group_bytes) {
     I sums[M];
     repeat<M>(OCTAVO_EACH(m) { sums[m] = izero(); });
     group_product<M>(reinterpret_cast<const int8_t*>(x) + g * w.group, x_stride,
-                     reinterpret_cast<const uint8_t*>(panel + kLineBytes), w.group, sums);
+                     reinterpret_cast<const uint8_t*>(panel + kLineBytes), w.group, sums, ask);
     const Bf16* line = reinterpret_cast<const Bf16*>(panel);
     const F scale = first_of(line), least = second_of(line);
     repeat<M>(OCTAVO_EACH(m) {
@@ -192,24 +193,24 @@ OCTAVO_INLINE void group_sums(const Weight& w, const Prepared& layout, const cha
   repeat<M>(OCTAVO_EACH(m) { y[m] = y[m] * set1(layout.scale(x + m * x_stride)); });
 }
 
-template <class T, int M>
-inline void few_rows(const Linear& call, const Prepared& layout, size_t row, size_t first, size_t last) {
+template <class T, int M, class Ask>
+inline void few_rows(const Linear& call, const Prepared& layout, size_t row, size_t first, size_t last, const Ask& ask) {
   const Weight& w = *call.weight;
   const char* x = call.x + row * call.x_stride;
   const auto one = [&](size_t panel, F(&y)[M][1]) {
     if (w.format == Format::int4) {
       F sums[M];
-      group_sums<M>(w, layout, x, call.x_stride, w.panel(panel), sums);
+      group_sums<M>(w, layout, x, call.x_stride, w.panel(panel), sums, ask);
       for (int m = 0; m < M; ++m) y[m][0] = sums[m];
     } else {
-      sums_of<M, 1>(w, layout, x, call.x_stride, panel, y);
+      sums_of<M, 1>(w, layout, x, call.x_stride, panel, y, ask);
     }
   };
   size_t panel = first;
   for (; panel + 2 <= last; panel += 2) {
     F y[M][2];
     if (M <= kPairRows && w.format != Format::int4) {
-      sums_of<M, 2>(w, layout, x, call.x_stride, panel, y);
+      sums_of<M, 2>(w, layout, x, call.x_stride, panel, y, ask);
     } else {
       for (int p = 0; p < 2; ++p) {
         F half[M][1];
@@ -226,18 +227,10 @@ inline void few_rows(const Linear& call, const Prepared& layout, size_t row, siz
   }
 }
 
-// --- many rows: panels are unpacked a part at a time, and sums wait in memory meanwhile ----------------------------
-
-// Panel `at`, inputs first .. last - 1, as floats [k][16].
-inline void unpack(const Bf16* at, size_t first, size_t last, float* out) {
-  for (size_t k = first; k < last; k += 2, out += 2 * kPanel) {
-    store(out, first_of(at + k * kPanel));
-    store(out + kPanel, second_of(at + k * kPanel));
-  }
-}
+// --- many rows of int8: panels are unpacked a part at a time, and sums wait in memory meanwhile --------------------
 
 #ifndef OCTAVO_VNNI
-// As halves of fours, sixteen bits each: what `dot_half` takes.
+// Panel `at`, inputs first .. last - 1, as halves of fours, sixteen bits each: what `dot_half` takes.
 inline void unpack(const int8_t* at, size_t first, size_t last, int32_t* out) {
   for (size_t k = first; k < last; k += 4, out += 2 * kPanel) {
     istore(out, half_of(at + k * kPanel, 0));
@@ -245,15 +238,6 @@ inline void unpack(const int8_t* at, size_t first, size_t last, int32_t* out) {
   }
 }
 #endif
-
-template <int M>
-OCTAVO_INLINE void add_block(const float* x, size_t x_stride, const float* lines, size_t num_in, float* sums, size_t stride) {
-  F acc[M][1];
-  repeat<M>(OCTAVO_EACH(m) { acc[m][0] = load(sums + m * stride); });
-  const float* const at[1] = {lines};
-  product<M, 1>(x, x_stride, at, 0, num_in, acc);
-  repeat<M>(OCTAVO_EACH(m) { store(sums + m * stride, acc[m][0]); });
-}
 
 template <int M>
 OCTAVO_INLINE void add_block(const Quant* x, size_t x_stride, const int32_t* lines, size_t num_in, int32_t* sums, size_t stride) {
@@ -274,18 +258,16 @@ OCTAVO_INLINE void add_block(const Quant* x, size_t x_stride, const int32_t* lin
   repeat<M>(OCTAVO_EACH(m) { istore(sums + m * stride, acc[m]); });
 }
 
-// Rows of x against one unpacked part of a panel. X is float or Quant; L and S follow. Meanwhile memory is asked for the
-// part that comes next.
-template <class X, class L, class S>
-inline void add_rows(const Linear& call, size_t first_row, size_t last_row, size_t k, const L* lines, size_t num_in, S* sums,
-                     size_t stride, const char* next, size_t next_bytes) {
+// Rows of x, from input k on, against one unpacked part of a panel. Meanwhile memory is asked for the part that comes next.
+inline void add_rows(const Linear& call, size_t first_row, size_t last_row, size_t k, const int32_t* lines, size_t num_in,
+                     int32_t* sums, size_t stride, const char* next, size_t next_bytes) {
   const char* const end = next + next_bytes;
   const size_t each = round_up(next_bytes * kRows / (last_row - first_row), kLineBytes);
   even_runs(first_row, last_row, kRows, [&](size_t row, size_t rows) {
-    const X* x = reinterpret_cast<const X*>(call.x + row * call.x_stride) + k;
-    S* at = sums + (row - first_row) * stride;
+    const Quant* x = reinterpret_cast<const Quant*>(call.x + row * call.x_stride) + k;
+    int32_t* at = sums + (row - first_row) * stride;
     for (size_t i = 0; i < each && next < end; i += kLineBytes, next += kLineBytes) __builtin_prefetch(next);
-    with_rows(rows, [&](auto m) { add_block<m.value>(x, call.x_stride / sizeof(X), lines, num_in, at, stride); });
+    with_rows(rows, [&](auto m) { add_block<m.value>(x, call.x_stride / sizeof(Quant), lines, num_in, at, stride); });
   });
 }
 
@@ -294,38 +276,25 @@ void many_rows(const Linear& call, const Prepared& layout, size_t first, size_t 
                char* scratch) {
   const Weight& w = *call.weight;
   const size_t in = w.padded_in(), panels = last - first, stride = panels * kPanel, num_rows = last_row - first_row;
-  float* sums = reinterpret_cast<float*>(scratch);
-  char* lines = scratch + round_up(num_rows * stride * sizeof(float), 4096);
-  std::memset(sums, 0, num_rows * stride * sizeof(float));
-  const size_t in_bytes = w.panel_bytes() / in, part_bytes = kInBlock * in_bytes;
+  int32_t* sums = reinterpret_cast<int32_t*>(scratch);
+  int32_t* lines = reinterpret_cast<int32_t*>(scratch + round_up(num_rows * stride * sizeof(int32_t), 4096));
+  std::memset(sums, 0, num_rows * stride * sizeof(int32_t));
   for (size_t k = 0; k < in; k += kInBlock) {
     const size_t end = k + kInBlock < in ? k + kInBlock : in;
     for (size_t p = 0; p < panels; ++p) {
       const char* panel = w.panel(first + p);
-      float* at = sums + p * kPanel;
-      const char* next = p + 1 < panels ? w.panel(first + p + 1) + k * in_bytes : end < in ? w.panel(first) + end * in_bytes : w.panel(last);
-      if (w.format == Format::bf16) {
-        float* wide = reinterpret_cast<float*>(lines);
-        unpack(reinterpret_cast<const Bf16*>(panel), k, end, wide);
-        add_rows<float>(call, first_row, last_row, k, wide, end - k, at, stride, next, part_bytes);
-      } else if (w.format == Format::f32) {
-        add_rows<float>(call, first_row, last_row, k, reinterpret_cast<const float*>(panel) + k * kPanel, end - k, at, stride, next, part_bytes);
-      } else {
-        int32_t* wide = reinterpret_cast<int32_t*>(lines);
+      const char* next = p + 1 < panels ? w.panel(first + p + 1) + k * kPanel : end < in ? w.panel(first) + end * kPanel : w.panel(last);
 #ifdef OCTAVO_VNNI
-        wide = reinterpret_cast<int32_t*>(const_cast<char*>(panel + k * kPanel));
+      lines = reinterpret_cast<int32_t*>(const_cast<char*>(panel + k * kPanel));
 #else
-        unpack(reinterpret_cast<const int8_t*>(panel), k, end, wide);
+      unpack(reinterpret_cast<const int8_t*>(panel), k, end, lines);
 #endif
-        add_rows<Quant>(call, first_row, last_row, k, wide, end - k, reinterpret_cast<int32_t*>(at), stride, next, part_bytes);
-      }
+      add_rows(call, first_row, last_row, k, lines, end - k, sums + p * kPanel, stride, next, kInBlock * kPanel);
     }
   }
   for (size_t row = first_row; row < last_row; ++row, sums += stride) {
     const auto value = [&](size_t p) {
-      if (w.format != Format::int8) return load(sums + p * kPanel);
-      const I whole = iload(reinterpret_cast<const int32_t*>(sums + p * kPanel));
-      return from_codes(w, layout, call.x + row * call.x_stride, first + p, whole);
+      return from_codes(w, layout, call.x + row * call.x_stride, first + p, iload(sums + p * kPanel));
     };
     size_t p = 0;
     for (; p + 2 <= panels; p += 2) {
@@ -342,15 +311,23 @@ void many_rows(const Linear& call, const Prepared& layout, size_t first, size_t 
 template <class T>
 void linear_as(const Linear& call, size_t first, size_t last, size_t first_row, size_t last_row, char* scratch) {
   const Prepared layout(*call.weight);
-  if (call.weight->format != Format::int4 && last_row - first_row > 2 * kRows)
+  if (call.weight->format == Format::int8 && last_row - first_row > 2 * kRows)
     return many_rows<T>(call, layout, first, last, first_row, last_row, scratch);
   const bool unpacks = call.weight->format == Format::bf16 || call.weight->format == Format::int4;
   const size_t at_a_time = unpacks ? kUnpackingRows : kRows;
+  const size_t runs = num_runs(last_row - first_row, at_a_time);
   // Two panels at a time, so that they stay in the nearest cache while rows pass.
   for (size_t panel = first; panel < last; panel += 2) {
     const size_t end = panel + 2 < last ? panel + 2 : last;
+    size_t run = 0;
     even_runs(first_row, last_row, at_a_time, [&](size_t row, size_t rows) {
-      with_rows(rows, [&](auto m) { few_rows<T, m.value>(call, layout, row, panel, end); });
+      with_rows(rows, [&](auto m) {
+        if (runs == 1)
+          few_rows<T, m.value>(call, layout, row, panel, end, AskAhead());
+        else
+          few_rows<T, m.value>(call, layout, row, panel, end, AskPart(call.weight->panel(panel), (end - panel) * call.weight->panel_bytes(), run, runs));
+      });
+      ++run;
     });
   }
 }

@@ -58,6 +58,19 @@ struct AskAhead {
   OCTAVO_INLINE void operator()(int, const void* line) const { __builtin_prefetch(static_cast<const char*>(line) + kBytes); }
 };
 
+// Where runs of rows pass the same panels one after the other, memory would rest while all but the first do: each asks for
+// its part of the panels that come next, `bytes` further on.
+struct AskPart {
+  const char *panels, *part;
+  size_t runs_256;  // 256 over the number of runs
+
+  AskPart(const char* panels, size_t bytes, size_t run, size_t runs)
+      : panels(panels), part(panels + bytes + bytes * run / runs), runs_256(256 / runs) {}
+  OCTAVO_INLINE void operator()(int, const void* line) const {
+    __builtin_prefetch(part + static_cast<size_t>(static_cast<const char*>(line) - panels) * runs_256 / 256);
+  }
+};
+
 // What is read after this is not read before it: GCC would fetch early what registers cannot hold besides the sums.
 OCTAVO_INLINE void read_later() {
 #if defined(__GNUC__) || defined(__clang__)
@@ -132,14 +145,14 @@ OCTAVO_INLINE void product(const Quant* x, size_t x_stride, const int8_t* const 
 }
 
 // One group of int4 codes (its lines start at `lines`), in whole numbers: sums[m] of x[m][k] * code.
-template <int M>
-OCTAVO_INLINE void group_product(const int8_t* x, size_t x_stride, const uint8_t* lines, size_t num_in, I (&sums)[M]) {
+template <int M, class Ask>
+OCTAVO_INLINE void group_product(const int8_t* x, size_t x_stride, const uint8_t* lines, size_t num_in, I (&sums)[M], const Ask& ask) {
   for (size_t k = 0; k < num_in; k += 32) {  // a lane of sixteen bits holds eight sums of two products each
     Shorts part[M];
     repeat<M>(OCTAVO_EACH(m) { part[m] = shorts_zero(); });
     repeat<4>(OCTAVO_EACH(i) {
       const uint8_t* line = lines + (k / 8 + i) * kLineBytes;
-      AskAhead()(0, line);
+      ask(0, line);
       const int8_t* at = x + k + 8 * i;
       const I low = low_nibbles(line);
       repeat<M>(OCTAVO_EACH(m) { part[m] = dot_nibbles(part[m], low, at + m * x_stride); });
@@ -159,10 +172,11 @@ inline void with_rows(size_t rows, Run&& run) {
   }
 }
 
+inline size_t num_runs(size_t rows, size_t most) { return (rows + most - 1) / most; }
 // Calls run(row, rows) for runs of at most `most` rows, as even as can be: two of four are faster than six and two.
 template <class Run>
 OCTAVO_INLINE void even_runs(size_t first, size_t last, size_t most, Run&& run) {
-  for (size_t left = last - first, runs = (left + most - 1) / most; runs > 0; --runs) {
+  for (size_t left = last - first, runs = num_runs(left, most); runs > 0; --runs) {
     const size_t rows = (left + runs - 1) / runs;
     run(last - left, rows);
     left -= rows;

@@ -1,29 +1,19 @@
-// Tile registers: eight of sixteen rows of 64 bytes, all of them always used whole.
+// The processor's tile registers.
 #pragma once
 
 #include <immintrin.h>
 
-#include <cstdint>
-#include <cstring>
+#include "tile_shapes.h"
 
 namespace octavo::cpu {
 namespace {
 
 constexpr int kTileRows = 16;
 
-struct TileShapes {
-  uint8_t palette = 1, start_row = 0, reserved[14] = {};
-  uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-  uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-};
-
 // The tiles' shapes hold while one lives; the registers are given back after it.
 class Tiles {
  public:
-  Tiles() {
-    const TileShapes shapes;
-    _tile_loadconfig(&shapes);
-  }
+  explicit Tiles(const TileShapes& shapes = {}) { _tile_loadconfig(&shapes); }
   ~Tiles() { _tile_release(); }
   Tiles(const Tiles&) = delete;
   Tiles& operator=(const Tiles&) = delete;

@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "bf16.h"
+#include "tile_shapes.h"
 
 namespace octavo::cpu {
 namespace {
@@ -16,27 +17,33 @@ struct TileRegister {
   char bytes[16][64];
 };
 thread_local TileRegister tile_registers[8];
+thread_local TileShapes tile_shapes;
 
 class Tiles {
  public:
-  Tiles() { std::memset(tile_registers, 0xff, sizeof tile_registers); }
+  explicit Tiles(const TileShapes& shapes = {}) {
+    std::memset(tile_registers, 0xff, sizeof tile_registers);
+    tile_shapes = shapes;
+  }
   Tiles(const Tiles&) = delete;
   Tiles& operator=(const Tiles&) = delete;
 };
 
 inline void tile_load(int tile, const void* from, size_t stride) {
-  for (int row = 0; row < 16; ++row) std::memcpy(tile_registers[tile].bytes[row], static_cast<const char*>(from) + row * stride, 64);
+  for (int row = 0; row < tile_shapes.rows[tile]; ++row)
+    std::memcpy(tile_registers[tile].bytes[row], static_cast<const char*>(from) + row * stride, tile_shapes.row_bytes[tile]);
 }
 inline void tile_store(int tile, void* to, size_t stride) {
-  for (int row = 0; row < 16; ++row) std::memcpy(static_cast<char*>(to) + row * stride, tile_registers[tile].bytes[row], 64);
+  for (int row = 0; row < tile_shapes.rows[tile]; ++row)
+    std::memcpy(static_cast<char*>(to) + row * stride, tile_registers[tile].bytes[row], tile_shapes.row_bytes[tile]);
 }
 
-// Products of the first and of the second of each pair are summed apart over the sixteen pairs, then added.
+// Products of the first and of the second of each pair are summed apart over the lines' pairs, then added.
 inline void tile_bf16(int sums, int rows, int lines) {
-  for (int m = 0; m < 16; ++m)
+  for (int m = 0; m < tile_shapes.rows[rows]; ++m)
     for (int n = 0; n < 16; ++n) {
       float part[2] = {0.0f, 0.0f};
-      for (int k = 0; k < 16; ++k)
+      for (int k = 0; k < tile_shapes.rows[lines]; ++k)
         for (int half = 0; half < 2; ++half) {
           Bf16 a, b;
           std::memcpy(&a, tile_registers[rows].bytes[m] + 4 * k + 2 * half, 2);

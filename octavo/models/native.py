@@ -110,6 +110,10 @@ class NativeModel:
     def greedy(self, logits: Tensor) -> list[Greedy]:
         return [Greedy(*row) for row in self._any_program().greedy(logits)]
 
+    def seconds(self) -> dict[str, float]:
+        """Spent so far in each kind of operation of the program in use."""
+        return dict(self._any_program().seconds)
+
     def program(self, block_tokens: int) -> Any:
         """The recorded forward pass for blocks of this size and the number of threads in force."""
         key = (block_tokens, torch.get_num_threads())

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benches.record import read
-from benches.serving import scaling
+from benches.serving import scaling, where
 from tests.benches.made import LIMITS
 from tests.benches.test_serving import TINY
 from tests.engine.timed_fake import FakeLLM
@@ -57,3 +57,18 @@ def test_a_whole_run_on_a_tiny_model(
     with pytest.raises(SystemExit):
         scaling.main(["--questions", "growth,speed"])
     assert "questions are growth, context, prefix" in capsys.readouterr().err
+
+
+def test_shares_of_a_tiny_models_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(where, "measure_machine", lambda _: LIMITS)
+    config = tmp_path / "tiny.json"
+    config.write_text(json.dumps({**TINY, "max_position_embeddings": 256}))
+    words = ["--model", str(config), "--repeats", "1", "--threads", "1", "--results", str(tmp_path)]
+    assert where.main(words) == 0
+    (made,) = map(read, tmp_path.glob("*/*.json"))
+    assert sorted(made.subjects) == ["long", "one", "prompt"]
+    for figures in made.subjects.values():
+        parts = {name: series.median for name, series in figures.items() if name != "wall_s"}
+        assert {"in_products", "in_attention", "in_rope", "in_norm", "in_embed", "outside"} <= set(parts)
+        assert sum(parts.values()) == pytest.approx(1)
+        assert min(parts.values()) > 0

@@ -11,6 +11,7 @@ from torch import Tensor
 cpu: Any = pytest.importorskip("octavo._cpu", reason="the compiled module is not built")
 
 ISAS: tuple[str, ...] = (*cpu.instruction_sets(), "emulated")
+ON_TILES = ("amx", "emulated")
 THREADS = (1, 2)
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.kernels.native_program import ISAS, THREADS, gated, multiply, packed, seen
+from tests.kernels.native_program import ISAS, ON_TILES, THREADS, gated, multiply, packed, seen
 from tests.kernels.numbers import DTYPES, F32, UNIT, assert_within, same_bits, seeded
 from tests.kernels.test_linear import product_and_bound
 
@@ -14,7 +14,6 @@ FORMATS = [("float32", 64), ("bfloat16", 64), ("int8", 64), ("int4", 32), ("int4
 SHAPES = [(1, 1), (7, 3), (33, 16), (65, 37), (130, 50), (300, 95)]
 """(I, O)"""
 ROUNDED = ("int8", "int4")
-ON_TILES = ("amx", "emulated")
 
 
 def codes_of(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
