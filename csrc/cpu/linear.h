@@ -164,7 +164,7 @@ OCTAVO_INLINE void sums_of(const Weight& w, const Prepared& layout, const char* 
     for (int p = 0; p < P; ++p) lines[p] = reinterpret_cast<const int8_t*>(at[p]);
     I sums[M][P];
     repeat<M * P>(OCTAVO_EACH(i) { sums[i / P][i % P] = izero(); });
-    product<M, P>(reinterpret_cast<const Quant*>(x), x_stride / sizeof(Quant), lines, 0, in, sums, ask);
+    product<M, P>(reinterpret_cast<const Quant*>(x), x_stride / sizeof(Quant), lines, 0, in, sums, AskAhead());
     repeat<M * P>(OCTAVO_EACH(i) {
       constexpr int m = decltype(i)::value / P, p = decltype(i)::value % P;
       y[m][p] = from_codes(w, layout, x + m * x_stride, panel + p, sums[m][p]);
@@ -173,16 +173,16 @@ OCTAVO_INLINE void sums_of(const Weight& w, const Prepared& layout, const char* 
 }
 
 // int4: each group's whole sums, scaled and added in order of the groups.
-template <int M, class Ask>
+template <int M>
 OCTAVO_INLINE void group_sums(const Weight& w, const Prepared& layout, const char* x, size_t x_stride, const char* panel,
-                              F (&y)[M], const Ask& ask) {
+                              F (&y)[M]) {
   const size_t group_bytes = (w.group / 8 + 1) * kLineBytes;
   repeat<M>(OCTAVO_EACH(m) { y[m] = set1(0.0f); });
   for (size_t g = 0; g < w.num_groups(); ++g, panel += group_bytes) {
     I sums[M];
     repeat<M>(OCTAVO_EACH(m) { sums[m] = izero(); });
     group_product<M>(reinterpret_cast<const int8_t*>(x) + g * w.group, x_stride,
-                     reinterpret_cast<const uint8_t*>(panel + kLineBytes), w.group, sums, ask);
+                     reinterpret_cast<const uint8_t*>(panel + kLineBytes), w.group, sums);
     const Bf16* line = reinterpret_cast<const Bf16*>(panel);
     const F scale = first_of(line), least = second_of(line);
     repeat<M>(OCTAVO_EACH(m) {
@@ -200,7 +200,7 @@ inline void few_rows(const Linear& call, const Prepared& layout, size_t row, siz
   const auto one = [&](size_t panel, F(&y)[M][1]) {
     if (w.format == Format::int4) {
       F sums[M];
-      group_sums<M>(w, layout, x, call.x_stride, w.panel(panel), sums, ask);
+      group_sums<M>(w, layout, x, call.x_stride, w.panel(panel), sums);
       for (int m = 0; m < M; ++m) y[m][0] = sums[m];
     } else {
       sums_of<M, 1>(w, layout, x, call.x_stride, panel, y, ask);
@@ -315,17 +315,20 @@ void linear_as(const Linear& call, size_t first, size_t last, size_t first_row, 
     return many_rows<T>(call, layout, first, last, first_row, last_row, scratch);
   const bool unpacks = call.weight->format == Format::bf16 || call.weight->format == Format::int4;
   const size_t at_a_time = unpacks ? kUnpackingRows : kRows;
+  const bool floats = call.weight->format == Format::bf16 || call.weight->format == Format::f32;
   const size_t runs = num_runs(last_row - first_row, at_a_time);
+  const bool in_parts = floats && runs > 1 && runs <= AskPart::kMostRuns;
   // Two panels at a time, so that they stay in the nearest cache while rows pass.
   for (size_t panel = first; panel < last; panel += 2) {
     const size_t end = panel + 2 < last ? panel + 2 : last;
     size_t run = 0;
     even_runs(first_row, last_row, at_a_time, [&](size_t row, size_t rows) {
       with_rows(rows, [&](auto m) {
-        if (runs == 1)
-          few_rows<T, m.value>(call, layout, row, panel, end, AskAhead());
+        const Weight& w = *call.weight;
+        if (in_parts)
+          few_rows<T, m.value>(call, layout, row, panel, end, AskPart(w.panel(panel), (end - panel) * w.panel_bytes(), run, runs));
         else
-          few_rows<T, m.value>(call, layout, row, panel, end, AskPart(call.weight->panel(panel), (end - panel) * call.weight->panel_bytes(), run, runs));
+          few_rows<T, m.value>(call, layout, row, panel, end, AskAhead());
       });
       ++run;
     });

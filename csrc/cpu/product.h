@@ -59,8 +59,10 @@ struct AskAhead {
 };
 
 // Where runs of rows pass the same panels one after the other, memory would rest while all but the first do: each asks for
-// its part of the panels that come next, `bytes` further on.
+// its part of the panels that come next, `bytes` further on. Where multiplying takes longer than reading (many runs, and whole
+// numbers) that only costs.
 struct AskPart {
+  static constexpr size_t kMostRuns = 4;
   const char *panels, *part;
   size_t runs_256;  // 256 over the number of runs
 
@@ -145,14 +147,14 @@ OCTAVO_INLINE void product(const Quant* x, size_t x_stride, const int8_t* const 
 }
 
 // One group of int4 codes (its lines start at `lines`), in whole numbers: sums[m] of x[m][k] * code.
-template <int M, class Ask>
-OCTAVO_INLINE void group_product(const int8_t* x, size_t x_stride, const uint8_t* lines, size_t num_in, I (&sums)[M], const Ask& ask) {
+template <int M>
+OCTAVO_INLINE void group_product(const int8_t* x, size_t x_stride, const uint8_t* lines, size_t num_in, I (&sums)[M]) {
   for (size_t k = 0; k < num_in; k += 32) {  // a lane of sixteen bits holds eight sums of two products each
     Shorts part[M];
     repeat<M>(OCTAVO_EACH(m) { part[m] = shorts_zero(); });
     repeat<4>(OCTAVO_EACH(i) {
       const uint8_t* line = lines + (k / 8 + i) * kLineBytes;
-      ask(0, line);
+      AskAhead()(0, line);
       const int8_t* at = x + k + 8 * i;
       const I low = low_nibbles(line);
       repeat<M>(OCTAVO_EACH(m) { part[m] = dot_nibbles(part[m], low, at + m * x_stride); });
