@@ -11,6 +11,27 @@ from typing import Any
 from octavo.core.prefix import Node
 from octavo.errors import RequestError
 
+GRAMMAR_KINDS = ("json_schema", "json_object", "regex", "choice", "lark")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grammar:
+    """What an output must look like.
+
+    kind    "json_schema" (source is the schema as JSON), "json_object" (no source), "regex", "choice" (source is a
+            JSON list of texts) or "lark" (an EBNF grammar in Lark's notation)
+    Raises RequestError for a kind that is not one of these.
+    """
+
+    kind: str
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        if self.kind not in GRAMMAR_KINDS:
+            raise RequestError(
+                f"a grammar is one of {', '.join(GRAMMAR_KINDS)}, got {self.kind!r}", param="grammar"
+            )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
@@ -38,6 +59,7 @@ class SamplingParams:
     beam_width           search this many beams instead of sampling; None samples
     length_penalty       beams are ranked by sum(logprob) / generated_tokens ** length_penalty
     early_stopping       beams: stop as soon as `beam_width` candidates have ended
+    grammar              the output follows it, and ends where it is complete; None lets it be anything
 
     Order of application: bias, penalties, temperature, top-k, top-p, min-p, draw.
     Raises RequestError that names the field, the value and the allowed range.
@@ -64,6 +86,7 @@ class SamplingParams:
     beam_width: int | None = None
     length_penalty: float = 1.0
     early_stopping: bool = False
+    grammar: Grammar | None = None
 
     def __post_init__(self) -> None:
         stop: object = self.stop
@@ -101,6 +124,8 @@ class SamplingParams:
             _number("logit_bias", bias, -100.0, 100.0)
         _flag("ignore_eos", self.ignore_eos)
         _flag("early_stopping", self.early_stopping)
+        if not isinstance(self.grammar, Grammar | None):
+            raise RequestError(f"grammar must be a Grammar, got {self.grammar!r}", param="grammar")
         self._check_beams()
 
     def _check_beams(self) -> None:

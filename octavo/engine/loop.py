@@ -152,6 +152,8 @@ class Engine:
         for token in (*params.stop_token_ids, *(params.logit_bias or ())):
             if token >= size:
                 raise RequestError(f"token id {token} is outside the vocabulary of {size} tokens")
+        if params.grammar is not None:
+            raise Unsupported("this build follows no grammar; leave it out", param="grammar")
         if params.beam_width is not None and params.stop:
             raise Unsupported(
                 "stop texts cannot be combined with beam_width; use stop_token_ids", param="stop"

@@ -6,14 +6,12 @@ from starlette.routing import Route, Router
 from starlette.types import ASGIApp
 
 from octavo.server import health, models
-from octavo.server.chat import chat_completions
-from octavo.server.completions import completions
+from octavo.server.endpoints import ENDPOINTS, run_model
 from octavo.server.front import Front
 from octavo.server.gate import Gate
 
 ROUTES = (
-    Route("/v1/chat/completions", chat_completions, methods=["POST"]),
-    Route("/v1/completions", completions, methods=["POST"]),
+    *(Route(path, run_model, methods=["POST"]) for path in ENDPOINTS),
     Route("/v1/models", models.list_models, methods=["GET"]),
     Route("/v1/models/{model:path}", models.one_model, methods=["GET"]),
     Route("/health", health.health, methods=["GET"]),

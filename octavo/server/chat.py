@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from msgspec import UNSET, UnsetType
-from starlette.requests import Request
-from starlette.responses import Response
 
 from octavo.api import sse
 from octavo.api.chat import Answer, ChatChunk, ChatCompletion, ChatRequest, Choice, ChunkChoice, Delta
@@ -19,11 +17,11 @@ from octavo.core.sequence import SamplingParams
 from octavo.errors import RequestError
 from octavo.link import frames
 from octavo.server import answers
-from octavo.server.bodies import read_body
-from octavo.server.front import Front, namespace_of
+from octavo.server.front import Front
 from octavo.server.logprobs import chat_logprobs
 from octavo.server.running import Running
-from octavo.server.writer import Writer, respond
+from octavo.server.tenants import Caller
+from octavo.server.writer import CompletionsWriter, Writer
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,15 +34,14 @@ class Call:
     headers: dict[str, str]
 
 
-async def chat_completions(request: Request) -> Response:
-    """The route."""
-    front: Front = request.state.front
-    body = await read_body(request, front.config.max_body_bytes)
+async def begin(front: Front, caller: Caller, body: bytes) -> Writer:
+    """Read, render and check a request; nothing of it runs yet. Raises what refuses it."""
     call = await front.off_loop(lambda: _read(front, body))
     asked = call.request
-    namespace = namespace_of(request.state.api_key, asked.cache_salt)
-    running = front.request([call.token_ids], call.params, priority=asked.priority or 0, namespace=namespace)
-    return await respond(request, _ChatWriter(front, call, running), call.headers)
+    running = front.request(
+        caller, [call.token_ids], call.params, priority=asked.priority, salt=asked.cache_salt
+    )
+    return _ChatWriter(front, call, running)
 
 
 def _read(front: Front, body: bytes) -> Call:
@@ -67,12 +64,13 @@ def _read(front: Front, body: bytes) -> Call:
     return Call(asked, params, token_ids, warning(idle))
 
 
-class _ChatWriter(Writer):
+class _ChatWriter(CompletionsWriter):
     """Chat objects: roles first, then deltas."""
 
     def __init__(self, front: Front, call: Call, running: Running) -> None:
         super().__init__(front, call.request, running, "chatcmpl")
         self._call = call
+        self.headers = call.headers
 
     def whole(self, got: Sequence[answers.Answer]) -> ChatCompletion:
         (answer,) = got

@@ -6,8 +6,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from msgspec import UNSET, UnsetType
-from starlette.requests import Request
-from starlette.responses import Response
 
 from octavo.api import sse
 from octavo.api.common import Usage
@@ -18,11 +16,11 @@ from octavo.core.sequence import SamplingParams
 from octavo.errors import RequestError
 from octavo.link import frames
 from octavo.server import answers
-from octavo.server.bodies import read_body
-from octavo.server.front import Front, namespace_of
+from octavo.server.front import Front
 from octavo.server.logprobs import CompletionLogprobs
 from octavo.server.running import Running
-from octavo.server.writer import Writer, respond
+from octavo.server.tenants import Caller
+from octavo.server.writer import CompletionsWriter, Writer
 
 Pairs = Sequence[tuple[int, frames.TokenLogprob | None]]
 
@@ -38,15 +36,14 @@ class Call:
     headers: dict[str, str]
 
 
-async def completions(request: Request) -> Response:
-    """The route."""
-    front: Front = request.state.front
-    body = await read_body(request, front.config.max_body_bytes)
+async def begin(front: Front, caller: Caller, body: bytes) -> Writer:
+    """Read and check a request; nothing of it runs yet. Raises what refuses it."""
     call = await front.off_loop(lambda: _read(front, body))
     asked = call.request
-    namespace = namespace_of(request.state.api_key, asked.cache_salt)
-    running = front.request(call.token_ids, call.params, priority=asked.priority or 0, namespace=namespace)
-    return await respond(request, _CompletionWriter(front, call, running), call.headers)
+    running = front.request(
+        caller, call.token_ids, call.params, priority=asked.priority, salt=asked.cache_salt
+    )
+    return _CompletionWriter(front, call, running)
 
 
 def _read(front: Front, body: bytes) -> Call:
@@ -67,12 +64,13 @@ def _tokens(tokenizer: Tokenizer, prompt: Prompt) -> list[int]:
     return tokens
 
 
-class _CompletionWriter(Writer):
+class _CompletionWriter(CompletionsWriter):
     """Completion objects. Choice `i` of prompt `p` has index `p * n + i`."""
 
     def __init__(self, front: Front, call: Call, running: Running) -> None:
         super().__init__(front, call.request, running, "cmpl")
         self._call = call
+        self.headers = call.headers
         self._lists: dict[int, CompletionLogprobs] = {}
 
     @property

@@ -23,9 +23,8 @@ from octavo.link import frames
 from octavo.obs.log import Log
 from octavo.server.fleet import Fleet
 from octavo.server.running import Running
+from octavo.server.tenants import Caller
 
-PUBLIC = b""
-"""The namespace of everybody who needs no key."""
 NUM_CODEC_THREADS = 2
 _T = TypeVar("_T")
 
@@ -72,9 +71,20 @@ class Front:
         return await asyncio.get_running_loop().run_in_executor(self._codec, work)
 
     def request(
-        self, prompts: Sequence[Sequence[int]], params: SamplingParams, *, priority: int, namespace: bytes
+        self,
+        caller: Caller,
+        prompts: Sequence[Sequence[int]],
+        params: SamplingParams,
+        *,
+        priority: int | None,
+        salt: str | None,
     ) -> Running:
-        """One engine request per prompt, not sent yet. Raises Busy or HttpError when there is no room for them."""
+        """One engine request per prompt, not sent yet.
+
+        priority  the caller's wish; smaller goes first
+        salt      keeps the prompts' cached blocks apart from the tenant's other ones
+        Raises Busy or HttpError when there is no room for them.
+        """
         if self.is_draining:
             raise HttpError("shutting_down", "the server is shutting down", retry_after_s=5)
         self._check_room(len(prompts))
@@ -85,8 +95,8 @@ class Front:
                     request_id=secrets.token_hex(16),
                     prompt_token_ids=tuple(prompt),
                     params=params,
-                    priority=priority,
-                    namespace=namespace,
+                    priority=priority or 0,
+                    namespace=caller.tenant.namespace_with(salt),
                     arrival_s=arrival_s,
                 )
                 for prompt in prompts
@@ -146,12 +156,3 @@ def _chat_problem(tokenizer: Tokenizer) -> str | None:
     except LoadError as error:
         return f"{error}; mend the template, or send a prompt to /v1/completions"
     return None
-
-
-def namespace_of(key: str | None, salt: str | None) -> bytes:
-    """Who may share cached blocks: everybody with the same key (or everybody without one) and the same salt."""
-    if key is None and salt is None:
-        return PUBLIC
-    parts = [(key or "").encode(), (salt or "").encode()]
-    framed = b"".join(len(part).to_bytes(8, "big") + part for part in parts)
-    return hashlib.sha256(b"octavo namespace" + framed).digest()

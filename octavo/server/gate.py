@@ -20,6 +20,7 @@ from octavo.api.faults import HttpError, fault
 from octavo.errors import Bug, OctavoError
 from octavo.obs.log import Log
 from octavo.server.running import Gone
+from octavo.server.tenants import PUBLIC, Caller, Tenant
 
 OPEN_PATHS = frozenset({"/health", "/health/live", "/health/ready"})
 """Paths that need no key: probes have none."""
@@ -58,7 +59,8 @@ class Gate:
         scope["app"] = self  # makes the router raise its refusals
         scope["state"] = {"front": self._front, "request_id": request_id}
         try:
-            scope["state"]["api_key"] = self._key(scope["path"], headers)
+            tenant = self._tenant(scope["path"], headers)
+            scope["state"]["caller"] = Caller(tenant=tenant, request_id=request_id)
             await self._router(scope, receive, send_with_id)
         except (Gone, ClientDisconnect):
             self._log.note("client_gone", request_id=request_id, path=scope["path"])
@@ -70,17 +72,17 @@ class Gate:
                 await error_response(known)(scope, receive, send_with_id)
             # Otherwise the answer stays without its end and the connection is closed, which clients notice.
 
-    def _key(self, path: str, headers: Headers) -> str | None:
-        """The caller's key, None where none is asked for. Compares with every key, in constant time each."""
+    def _tenant(self, path: str, headers: Headers) -> Tenant:
+        """Who calls; PUBLIC where no key is asked for. Compares with every key, in constant time each."""
         if not self._digests or path in OPEN_PATHS:
-            return None
+            return PUBLIC
         scheme, _, bearer = headers.get("authorization", "").partition(" ")
         given = bearer.strip() if scheme.lower() == "bearer" and bearer else headers.get("x-api-key", "")
         digest = hashlib.sha256(given.encode()).digest()
         if sum(hmac.compare_digest(digest, known) for known in self._digests) == 0:
             what = "wrong" if given else "missing; send it as `Authorization: Bearer KEY`"
             raise HttpError("invalid_api_key", f"the API key is {what}")
-        return given
+        return Tenant.of_key(given)
 
     def _unexpected(self, error: Exception, request_id: str) -> Bug:
         """Types and places go to the log, never texts: those may quote a prompt."""

@@ -1,4 +1,4 @@
-"""What both routes do with frames: send them on as events, or gather them into one answer."""
+"""What the routes that run a model do with frames: send them on as events, or gather them into one answer."""
 
 from __future__ import annotations
 
@@ -18,31 +18,93 @@ from octavo.server import answers
 from octavo.server.events import EventStream, watching
 from octavo.server.front import Front
 from octavo.server.gate import json_response
-from octavo.server.running import Running
+from octavo.server.running import Running, Update
 
 
 class Writer(ABC):
-    """Turns the frames of one HTTP request into objects of its route.
+    """Turns the frames of one request into objects of its route.
+
+    headers  of the answer, besides its type
+    """
+
+    headers: Mapping[str, str] = {}
+
+    def __init__(self, front: Front, running: Running) -> None:
+        self.front = front
+        self.running = running
+
+    @property
+    @abstractmethod
+    def is_stream(self) -> bool:
+        """Whether the answer goes out as events."""
+
+    @abstractmethod
+    def whole(self, got: Sequence[answers.Answer]) -> object:
+        """The answer in one piece, as msgspec encodes it."""
+
+    @abstractmethod
+    def opening(self) -> Iterator[bytes]:
+        """Events that come first, before any token."""
+
+    @abstractmethod
+    def update(self, update: Update) -> Iterator[bytes]:
+        """The events of one frame, none for what does not show. Raises OctavoError for what ends the answer early."""
+
+    @abstractmethod
+    def closing(self) -> Iterator[bytes]:
+        """The last events of a good answer, the one that says it is complete among them."""
+
+    def failure(self, error: OctavoError) -> bytes:
+        """The last event of an answer that failed."""
+        return sse.error_event(error)
+
+    def keep_alive(self) -> bytes:
+        """What breaks a long silence."""
+        return sse.KEEP_ALIVE
+
+    @property
+    def waits_for_tokens(self) -> bool:
+        """False when what was asked is answered by the opening alone."""
+        return True
+
+    async def events(self) -> AsyncGenerator[bytes]:
+        """The answer as a stream: a terminal event at a good end, an error event at a bad one."""
+        try:
+            for event in self.opening():
+                yield event
+            unfinished = len(self.running.submits) if self.waits_for_tokens else 0
+            while unfinished:
+                update = await self.running.next(self.front.config.keep_alive_s)
+                if update is None:
+                    yield self.keep_alive()
+                    continue
+                for event in self.update(update):
+                    yield event
+                if isinstance(update, frames.Ended):
+                    unfinished -= 1
+            for event in self.closing():
+                yield event
+        except OctavoError as error:
+            yield self.failure(error)
+
+
+class CompletionsWriter(Writer):
+    """What chat and completions have in common.
 
     prefix  of the answer's id
     """
 
     def __init__(self, front: Front, asked: Generation, running: Running, prefix: str) -> None:
-        self.front = front
+        super().__init__(front, running)
         self.asked = asked
-        self.running = running
         self.id = f"{prefix}-{running.submits[0].request_id}"
         self.created = int(time.time())
         self.fingerprint = front.fingerprint
         self.usage = answers.RunningUsage(running)
 
-    @abstractmethod
-    def whole(self, got: Sequence[answers.Answer]) -> object:
-        """The answer in one piece."""
-
-    @abstractmethod
-    def opening(self) -> Iterator[bytes]:
-        """Events that come first, before any token."""
+    @property
+    def is_stream(self) -> bool:
+        return bool(self.asked.stream)
 
     @abstractmethod
     def delta(self, delta: frames.Delta) -> bytes:
@@ -56,44 +118,29 @@ class Writer(ABC):
     def last(self, usage: Usage) -> bytes:
         """The event without choices that carries the usage."""
 
-    @property
-    def waits_for_tokens(self) -> bool:
-        """False when what was asked is answered by the opening alone."""
-        return True
-
     def chunk_usage(self) -> Usage | UnsetType | None:
         """What an event with choices says about usage: the counts so far, null, or nothing at all."""
         if self.asked.continuous_usage:
             return self.usage.now()
         return None if self.asked.include_usage else UNSET
 
-    async def events(self) -> AsyncGenerator[bytes]:
-        """The answer as a stream: `[DONE]` at a good end, an error event at a bad one."""
-        try:
-            for event in self.opening():
-                yield event
-            unfinished = len(self.running.submits) if self.waits_for_tokens else 0
-            while unfinished:
-                update = await self.running.next(self.front.config.keep_alive_s)
-                match update:
-                    case None:
-                        yield sse.KEEP_ALIVE
-                    case frames.Delta():
-                        self.usage.add(update)
-                        if self._is_worth_an_event(update):
-                            yield self.delta(update)
-                    case frames.ChoiceEnded():
-                        answers.check_choice(update)
-                        yield self.choice_end(update)
-                    case frames.Ended():
-                        answers.check_ended(update)
-                        self.usage.add(update)
-                        unfinished -= 1
-            if self.asked.include_usage:
-                yield self.last(self.usage.now())
-            yield sse.DONE
-        except OctavoError as error:
-            yield sse.error_event(error)
+    def update(self, update: Update) -> Iterator[bytes]:
+        match update:
+            case frames.Delta():
+                self.usage.add(update)
+                if self._is_worth_an_event(update):
+                    yield self.delta(update)
+            case frames.ChoiceEnded():
+                answers.check_choice(update)
+                yield self.choice_end(update)
+            case frames.Ended():
+                answers.check_ended(update)
+                self.usage.add(update)
+
+    def closing(self) -> Iterator[bytes]:
+        if self.asked.include_usage:
+            yield self.last(self.usage.now())
+        yield sse.DONE
 
     def _is_worth_an_event(self, delta: frames.Delta) -> bool:
         """A token whose characters are incomplete shows only in what counts or lists tokens."""
@@ -101,7 +148,7 @@ class Writer(ABC):
         return bool(delta.text or delta.logprobs or counts)
 
 
-async def respond(request: Request, writer: Writer, headers: Mapping[str, str]) -> Response:
+async def respond(request: Request, writer: Writer) -> Response:
     """Run what the writer's request asks for and answer as it wants: admitted first, then 200.
 
     Raises what refuses or ends the request before its first byte, and Gone when the client leaves.
@@ -109,9 +156,9 @@ async def respond(request: Request, writer: Writer, headers: Mapping[str, str]) 
     front, running = writer.front, writer.running
     async with watching(request.receive, running.abandon):
         await front.admit(running)
-        if writer.asked.stream:
-            return EventStream(writer.events(), running, front.finish, headers)
+        if writer.is_stream:
+            return EventStream(writer.events(), running, front.finish, writer.headers)
         try:
-            return json_response(writer.whole(await answers.collect(running)), headers=headers)
+            return json_response(writer.whole(await answers.collect(running)), headers=writer.headers)
         finally:
             front.finish(running)

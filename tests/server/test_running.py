@@ -10,8 +10,8 @@ import pytest
 from octavo.api.faults import HttpError
 from octavo.core.sequence import SamplingParams
 from octavo.link import frames
-from octavo.server.front import namespace_of
 from octavo.server.running import Gone, Running
+from octavo.server.tenants import PUBLIC, Tenant
 
 
 def running(*ids: str) -> Running:
@@ -130,19 +130,13 @@ def test_an_abandoned_request_stops_whoever_waits_for_it():
 
 
 def test_namespaces_differ_by_key_and_by_salt():
-    spaces = [
-        namespace_of(key, salt)
-        for key, salt in [
-            (None, None),
-            ("a", None),
-            ("b", None),
-            ("a", "b"),
-            ("ab", None),
-            (None, "a"),
-            ("", "ab"),
-        ]
-    ]
+    def space(key: str | None, salt: str | None) -> bytes:
+        return (PUBLIC if key is None else Tenant.of_key(key)).namespace_with(salt)
+
+    cases = [(None, None), ("a", None), ("b", None), ("a", "b"), ("ab", None), (None, "a"), ("", "ab")]
+    spaces = [space(key, salt) for key, salt in cases]
     assert spaces[0] == b""
     assert len(set(spaces)) == len(spaces)
-    assert namespace_of("a", "b") == namespace_of("a", "b")
-    assert b"secret" not in namespace_of("secret", None)
+    assert space("a", "b") == space("a", "b")
+    assert b"secret" not in space("secret", None)
+    assert "secret" not in Tenant.of_key("secret").tenant_id

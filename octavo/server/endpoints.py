@@ -1,0 +1,29 @@
+"""The routes that run a model, by path: HTTP and batch files go through the same table."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from octavo.server import chat, completions
+from octavo.server.bodies import read_body
+from octavo.server.front import Front
+from octavo.server.tenants import Caller
+from octavo.server.writer import Writer, respond
+
+Begin = Callable[[Front, Caller, bytes], Awaitable[Writer]]
+
+ENDPOINTS: Mapping[str, Begin] = {
+    "/v1/chat/completions": chat.begin,
+    "/v1/completions": completions.begin,
+}
+
+
+async def run_model(request: Request) -> Response:
+    """The route of each of them."""
+    front: Front = request.state.front
+    body = await read_body(request, front.config.max_body_bytes)
+    writer = await ENDPOINTS[request.url.path](front, request.state.caller, body)
+    return await respond(request, writer)
