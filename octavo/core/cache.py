@@ -20,6 +20,7 @@ from octavo.core.sequence import CacheReport, Sequence
 
 CACHING_IS_OFF = "caching is off"
 WANTS_PROMPT_LOGPROBS = "prompt log-probabilities were asked for"
+WANTS_EMBEDDING = "an embedding was asked for"
 LAST_TOKEN = "the last prompt token is always computed"
 BEING_COMPUTED = "being computed by another sequence right now"
 NEVER_SEEN = "never seen"
@@ -119,6 +120,8 @@ class PrefixCache:
             return Hit((), None, None, CacheReport(0, 0, CACHING_IS_OFF))
         if sequence.request.params.prompt_logprobs is not None:
             return Hit((), None, None, CacheReport(0, 0, WANTS_PROMPT_LOGPROBS))
+        if sequence.request.params.embed:
+            return Hit((), None, None, CacheReport(0, 0, WANTS_EMBEDDING))
         size = self._block_tokens
         limit = len(sequence.tokens) - 1
         self.extend_keys(sequence.seed, sequence.tokens, sequence.keys, len(sequence.tokens) // size)

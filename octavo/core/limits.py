@@ -102,8 +102,9 @@ def check_request(limits: Limits, request: Request) -> tuple[int, int]:
             param=name,
         )
     total = limits.max_model_len
-    if params.max_tokens is not None:
-        total = min(total, len(request.prompt) + params.max_tokens)
+    longest = 1 if params.embed else params.max_tokens
+    if longest is not None:
+        total = min(total, len(request.prompt) + longest)
     _check_fits(limits, len(request.prompt), total)
     return width, total
 

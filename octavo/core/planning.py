@@ -22,7 +22,7 @@ from __future__ import annotations
 from collections.abc import Sequence as Ordered
 
 from octavo.core.admit import Rule
-from octavo.core.cache import CACHING_IS_OFF, WANTS_PROMPT_LOGPROBS
+from octavo.core.cache import CACHING_IS_OFF, WANTS_EMBEDDING, WANTS_PROMPT_LOGPROBS
 from octavo.core.draft import Draft
 from octavo.core.roster import Roster
 from octavo.core.sequence import Sequence, State
@@ -168,7 +168,7 @@ class Planner:
         sequence.state = State.RUNNING
         extension = self._tables.adopt(sequence, hit, with_partial=with_partial)
         self._roster.seat(sequence)
-        if hit.report.why not in (CACHING_IS_OFF, WANTS_PROMPT_LOGPROBS):
+        if hit.report.why not in (CACHING_IS_OFF, WANTS_EMBEDDING, WANTS_PROMPT_LOGPROBS):
             self._count_lookup(sequence)
         if sequence.cache_report is None:
             sequence.num_cached_tokens = sequence.num_computed

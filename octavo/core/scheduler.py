@@ -114,7 +114,7 @@ class Scheduler:
                 total,
                 list(request.prompt),
                 seed,
-                num_draws=1 if group.is_beam else width,
+                num_draws=0 if request.params.embed else 1 if group.is_beam else width,
                 is_beam=group.is_beam,
             ),
         )
@@ -216,9 +216,11 @@ class Scheduler:
         self.cache.publish(sequence)
         if self.cache.has_window:
             self.tables.drop_passed(sequence)
-        if not piece.samples:
+        if not sequence.num_draws and piece.end == len(sequence.tokens):
+            events.append(self._end(sequence, "stop"))
+        elif not piece.samples:
             return
-        if sequence.is_beam:
+        elif sequence.is_beam:
             sequence.state = State.HELD
             sequence.waits_since_s = self.roster.now_s
             events.append(Held(sequence.request.request_id, sequence.seq_id, output.payload))

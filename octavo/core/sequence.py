@@ -60,6 +60,8 @@ class SamplingParams:
     length_penalty       beams are ranked by sum(logprob) / generated_tokens ** length_penalty
     early_stopping       beams: stop as soon as `beam_width` candidates have ended
     grammar              the output follows it, and ends where it is complete; None lets it be anything
+    embed                draw nothing: the mean of the prompt's final hidden states is what is asked for; such a
+                         request does not read the prefix cache
 
     Order of application: bias, penalties, temperature, top-k, top-p, min-p, draw.
     Raises RequestError that names the field, the value and the allowed range.
@@ -87,6 +89,7 @@ class SamplingParams:
     length_penalty: float = 1.0
     early_stopping: bool = False
     grammar: Grammar | None = None
+    embed: bool = False
 
     def __post_init__(self) -> None:
         stop: object = self.stop
@@ -127,6 +130,17 @@ class SamplingParams:
         if not isinstance(self.grammar, Grammar | None):
             raise RequestError(f"grammar must be a Grammar, got {self.grammar!r}", param="grammar")
         self._check_beams()
+        self._check_embed()
+
+    def _check_embed(self) -> None:
+        _flag("embed", self.embed)
+        if not self.embed:
+            return
+        for name in ("best_of", "logprobs", "prompt_logprobs", "beam_width", "grammar"):
+            if getattr(self, name) is not None:
+                raise RequestError(f"an embedding draws no tokens: leave {name} out", param=name)
+        if self.n != 1:
+            raise RequestError(f"an embedding has one result for each prompt, got n={self.n}", param="n")
 
     def _check_beams(self) -> None:
         _number("length_penalty", self.length_penalty, -10.0, 10.0)
@@ -149,7 +163,7 @@ class SamplingParams:
 
     @property
     def num_choices(self) -> int:
-        """Sequences drawn side by side (beams are counted by `beam_width`)."""
+        """Sequences side by side (beams are counted by `beam_width`)."""
         return self.best_of or self.n
 
     @property
@@ -241,7 +255,8 @@ class Sequence:
     index              which choice or beam of its request
     arrival            counts requests in order of submission
     max_total_tokens   longest the sequence may become, prompt included
-    num_draws          tokens to draw when all known ones are computed: one, or one per choice at the end of a prompt
+    num_draws          tokens to draw when all known ones are computed: one, one per choice at the end of a prompt,
+                       or none, and then the sequence ends there
     is_beam            candidates are reported instead of drawn, and it is held until `advance`
     tokens             prompt and output
     epoch              raised at each preemption

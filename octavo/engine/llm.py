@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -12,8 +13,8 @@ from octavo.codec.tokenizer import Tokenizer
 from octavo.config import EngineConfig
 from octavo.core.sequence import SamplingParams
 from octavo.engine.build import Built, build
-from octavo.engine.outputs import RequestEnded, RequestOutput, Update
-from octavo.errors import RequestError
+from octavo.engine.outputs import Embedding, EmbeddingOutput, RequestEnded, RequestOutput, Update
+from octavo.errors import Bug, RequestError
 from octavo.units import parse_bytes
 
 Prompt = str | Sequence[int] | Mapping[str, Any]
@@ -114,6 +115,15 @@ class LLM:
         }
         return [done[request_id] for request_id in ids]
 
+    def embed(self, prompts: Prompt | Sequence[Prompt]) -> list[EmbeddingOutput]:
+        """A vector for every prompt, in their order: the mean of the final hidden states, of length 1.
+
+        prompts  as for `generate`; one token shorter than the window at most
+
+        Raises RequestError as `generate` does, and Bug for a prompt whose states are not finite.
+        """
+        return [_embedding(output) for output in self.generate(prompts, SamplingParams(embed=True))]
+
     def stream(self, prompt: Prompt, sampling_params: SamplingParams | None = None) -> Iterator[Update]:
         """Answer one prompt piece by piece; the last update is a `RequestEnded`.
 
@@ -193,6 +203,13 @@ class LLM:
                 self.engine.cancel(request_id)
             raise
         return ids
+
+
+def _embedding(output: RequestOutput) -> EmbeddingOutput:
+    if output.embedding is None:
+        raise Bug(f"no embedding was computed: {output.outputs[0].error}")
+    vector = list(array("f", output.embedding))
+    return EmbeddingOutput(output.request_id, Embedding(vector), output.prompt_token_ids, output.metrics)
 
 
 def read_prompt(prompt: Prompt, tokenizer: Tokenizer) -> tuple[str | None, list[int]]:

@@ -189,7 +189,7 @@ class Engine:
             self._flight = None
             self._launch(ahead)
             events = self.scheduler.commit(step, result, self._clock())
-            self._note_prompt_logprobs(result)
+            self._note_prompts(result)
             updates = self._told(events)
             if self._flight is None and self._tracked:
                 self._launch(self._planned())
@@ -264,14 +264,16 @@ class Engine:
         future = self._thread.submit(self._executor.run, step, starts, appended, ended)
         self._flight = (step, future)
 
-    def _note_prompt_logprobs(self, result: StepResult) -> None:
+    def _note_prompts(self, result: StepResult) -> None:
+        """Keep what was computed about prompts: log-probabilities, embeddings."""
         for output in result.outputs:
             payload = output.payload
             owner = self._owner.get(output.seq_id)
-            if isinstance(payload, Payload) and payload.prompt and owner is not None:
+            if isinstance(payload, Payload) and owner is not None:
                 tracked = self._tracked.get(owner[0])
                 if tracked is not None:
                     tracked.prompt_logprobs.update(payload.prompt)
+                    tracked.embedding = payload.embedding or tracked.embedding
 
     def _told(self, events: Sequence[Event]) -> list[Update]:
         """Turn scheduler events into updates; stop texts and beams may cause further events."""

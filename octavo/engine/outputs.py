@@ -69,7 +69,11 @@ class RequestMetrics:
 
 @dataclass(slots=True)
 class RequestOutput:
-    """A request, finished or under way."""
+    """A request, finished or under way.
+
+    embedding  of the prompt when that was asked for: mean of the final hidden states, of length 1, as little-endian
+               float32
+    """
 
     request_id: str
     prompt: str | None
@@ -78,6 +82,24 @@ class RequestOutput:
     metrics: RequestMetrics
     finished: bool = False
     prompt_logprobs: list[dict[int, Logprob] | None] | None = None
+    embedding: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Embedding:
+    """The vector of one prompt."""
+
+    embedding: list[float]
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingOutput:
+    """What `LLM.embed` returns for one prompt."""
+
+    request_id: str
+    outputs: Embedding
+    prompt_token_ids: list[int]
+    metrics: RequestMetrics
 
 
 @dataclass(frozen=True, slots=True)

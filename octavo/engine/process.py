@@ -208,6 +208,7 @@ def _ready(built: Built, load_s: float) -> frames.Ready:
             for op, name, passed_over in built.model.decisions
         ),
         load_s=load_s,
+        hidden_size=planned.arch.hidden_size,
     )
 
 
@@ -290,6 +291,7 @@ def _over(update: RequestEnded, output: RequestOutput) -> frames.Ended:
         ),
         error=errors[0] if errors and len(errors) == len(output.outputs) else None,
         prompt_logprobs=prompt,
+        embedding=output.embedding,
     )
 
 

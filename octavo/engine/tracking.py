@@ -45,6 +45,7 @@ class Tracked:
     live_beams: set[int] = field(default_factory=set)
     prompt_logprobs: dict[int, Choice] = field(default_factory=dict)
     num_drawn_tokens: int = 0
+    embedding: bytes | None = None
 
     @property
     def params(self) -> SamplingParams:
@@ -158,6 +159,7 @@ class Tracked:
             metrics=self.metrics,
             finished=True,
             prompt_logprobs=self._prompt_logprobs(),
+            embedding=self.embedding,
         )
 
     def _prompt_logprobs(self) -> list[dict[int, Logprob] | None] | None:

@@ -10,6 +10,7 @@ import torch
 from octavo.core.step import Slice
 from octavo.errors import Bug
 from octavo.exec.executor import Start
+from octavo.exec.pooling import Mean
 from octavo.models.batch import Batch
 
 
@@ -19,11 +20,13 @@ class Held:
 
     tokens  every token known here, the ones drawn in steps not yet committed included
     table   block ids, in order of position
+    mean    of the hidden states so far, for an embedding
     """
 
     start: Start
     tokens: list[int]
     table: list[int] = field(default_factory=list)
+    mean: Mean = field(default_factory=Mean)
 
     def apply(self, piece: Slice) -> None:
         """Bring the block table up to date with a slice."""

@@ -15,6 +15,7 @@ from octavo.decode.sampler import Job, sample_rows
 from octavo.errors import Bug
 from octavo.exec.batch import Held, build
 from octavo.exec.executor import Start
+from octavo.exec.pooling import BadStates
 from octavo.kv.pool import KvPool
 from octavo.models.model import Model
 from octavo.planner.memory import PROMPT_ROWS
@@ -27,11 +28,13 @@ class Payload:
     choices     one per drawn token, in order
     prompt      (position, choice) of prompt tokens whose log-probability was asked for
     candidates  of a beam: likeliest next tokens as (token, log-probability)
+    embedding   with the last slice of an embedding's prompt: see `octavo.exec.pooling.Mean.unit`
     """
 
     choices: tuple[Choice, ...] = ()
     prompt: tuple[tuple[int, Choice], ...] = ()
     candidates: tuple[tuple[int, float], ...] = ()
+    embedding: bytes | None = None
 
 
 class Runner:
@@ -93,8 +96,22 @@ class Runner:
         outputs = []
         for i, piece in enumerate(slices):
             output = found.get(piece.seq_id, Output(piece.seq_id, piece.epoch))
-            outputs.append(self._with_prompt(piece, output, hidden, first_rows[i]))
+            if self._held[piece.seq_id].start.params.embed:
+                outputs.append(self._embedded(piece, hidden[first_rows[i] : last_rows[i] + 1]))
+            else:
+                outputs.append(self._with_prompt(piece, output, hidden, first_rows[i]))
         return tuple(outputs)
+
+    def _embedded(self, piece: Slice, rows: Tensor) -> Output:
+        """Add a slice's hidden states [T, E] up; the last slice of the prompt brings the embedding."""
+        held = self._held[piece.seq_id]
+        try:
+            held.mean.add(rows)
+        except BadStates as error:
+            return Output(piece.seq_id, piece.epoch, error=str(error))
+        if piece.end < held.start.num_prompt:
+            return Output(piece.seq_id, piece.epoch)
+        return Output(piece.seq_id, piece.epoch, payload=Payload(embedding=held.mean.unit()))
 
     def _drawn(self, slices: Sequence[Slice], logits: Tensor) -> dict[int, Output]:
         """Outputs of the slices that draw, by sequence; row i of `logits` belongs to slice i."""

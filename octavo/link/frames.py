@@ -98,6 +98,7 @@ class Ready(Frame, frozen=True):
     num_kv_blocks    blocks requests can use
     memory           (what, bytes, remark) rows of the plan, as printed
     load_s           seconds from Configure to here
+    hidden_size      numbers in an embedding; 0 when the engine computes none
     """
 
     model: str
@@ -115,6 +116,7 @@ class Ready(Frame, frozen=True):
     decisions: tuple[Decision, ...] = ()
     kernels: tuple[Kernel, ...] = ()
     load_s: float = 0.0
+    hidden_size: int = 0
 
 
 class Submit(Frame, frozen=True):
@@ -233,6 +235,7 @@ class Ended(Frame, frozen=True):
 
     error            what went wrong when nothing was returned, else None
     prompt_logprobs  per prompt token, None for the first; only when asked for
+    embedding        of length 1, little-endian float32; only when asked for
     """
 
     request_id: str
@@ -240,6 +243,7 @@ class Ended(Frame, frozen=True):
     metrics: Metrics
     error: str | None = None
     prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None
+    embedding: bytes | None = None
 
 
 class Stats(Frame, frozen=True):
