@@ -23,7 +23,8 @@ class Slice:
                   sliding window has passed a block, the worker need not be told: it never reads it again.
     draft_tokens  proposed tokens to verify; they are the last `len(draft_tokens)` of `num_tokens`
     samples       how many tokens to draw from the logits of the last position: 0 while a prefill is not yet
-                  complete and for an embedding, 1 usually, n at the end of the prompt of a request with n parallel choices
+                  complete and for an embedding, 1 usually, n at the end of the prompt of a request with n
+                  parallel choices
     replaced      (index, block id) pairs: entries of the worker's table that change because the block there
                   was shared and has been copied (the copy itself is in `Step.copies`)
     """

@@ -130,15 +130,15 @@ def test_preempted_and_computed_again(model: str) -> None:
     """A pool that holds little more than the longest prompt."""
     needs = 5 if model.endswith("sliding") else 17
     wanted, params = list(prompts(model)), SamplingParams(temperature=0.0, max_tokens=30, ignore_eos=True)
-    with poisoned(model, num_kv_blocks=needs + 1) as llm:
+    with poisoned(model, num_kv_blocks=needs + 1, max_chunk_tokens=8) as llm:
         for index, prompt in enumerate(wanted):
             llm.engine.add(prompt, EMBED, request_id=f"e{index}", priority=1)
         done: dict[str, RequestOutput] = {}
         num_turns = 0
         while llm.engine.is_busy:
             num_turns += 1
-            if num_turns in (2, 4):
-                llm.engine.add(tokens(model, 30, 20 + num_turns), params, request_id=f"g{num_turns}")
+            if num_turns in (5, 20, 35):
+                llm.engine.add(tokens(model, 90, num_turns), params, request_id=f"g{num_turns}")
             done |= {one.request_id: one.output for one in llm.engine.step() if isinstance(one, RequestEnded)}
             llm.engine.scheduler.check()
     assert [vector(done[f"e{index}"]) for index in range(len(wanted))] == reference(model)
