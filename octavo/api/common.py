@@ -129,6 +129,14 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
+class Embeddings(msgspec.Struct, frozen=True, kw_only=True):
+    """What `/v1/embeddings` makes with a model that was trained to go on with texts."""
+
+    dimensions: int
+    pooling: str = "mean of the final hidden states, after the last norm"
+    normalized: bool = True
+
+
 class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
     """`root` is the model behind the name, `max_model_len` the longest prompt plus output in tokens."""
 
@@ -139,6 +147,7 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
     root: str
     parent: str | None = None
     max_model_len: int
+    embeddings: Embeddings | None = None
 
 
 class ModelList(msgspec.Struct, frozen=True, kw_only=True):

@@ -16,6 +16,23 @@ MAX_BEST_OF = 20
 Prompt = str | list[int]
 
 
+def several_prompts(prompt: str | list[str | int | list[int]], name: str) -> list[Prompt]:
+    """One text or one list of token ids per prompt, from any of the four forms. Raises RequestError."""
+    if isinstance(prompt, str):
+        return [prompt]
+    if not prompt:
+        raise RequestError(f"{name} is an empty list; send a text or token ids", param=name)
+    kinds = {type(item) for item in prompt}
+    if len(kinds) > 1:
+        raise RequestError(
+            f"{name} mixes forms; send a text, a list of texts, a list of token ids, or a list of those",
+            param=name,
+        )
+    if kinds == {int}:
+        return [[item for item in prompt if isinstance(item, int)]]
+    return [item for item in prompt if not isinstance(item, int)]
+
+
 class CompletionRequest(Generation, frozen=True, kw_only=True):
     """prompt: a text, a list of texts, a list of token ids, or a list of those."""
 
@@ -26,20 +43,7 @@ class CompletionRequest(Generation, frozen=True, kw_only=True):
 
     def prompts(self) -> list[Prompt]:
         """One text or one list of token ids per prompt, from any of the four forms. Raises RequestError."""
-        prompt = self.prompt
-        if isinstance(prompt, str):
-            return [prompt]
-        if not prompt:
-            raise RequestError("prompt is an empty list; send a text or token ids", param="prompt")
-        kinds = {type(item) for item in prompt}
-        if len(kinds) > 1:
-            raise RequestError(
-                "prompt mixes forms; send a text, a list of texts, a list of token ids, or a list of those",
-                param="prompt",
-            )
-        if kinds == {int}:
-            return [[item for item in prompt if isinstance(item, int)]]
-        return [item for item in prompt if not isinstance(item, int)]
+        return several_prompts(self.prompt, "prompt")
 
     @property
     def is_scoring(self) -> bool:

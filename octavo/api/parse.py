@@ -12,7 +12,6 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from octavo.api.common import Generation
 from octavo.api.faults import HttpError
 from octavo.errors import RequestError, Unsupported
 
@@ -55,7 +54,7 @@ FOR_THE_RECORD = frozenset(
 )
 """Fields that never change an answer: they are accepted as they are."""
 
-_T = TypeVar("_T", bound=Generation)
+_T = TypeVar("_T", bound=msgspec.Struct)
 _PATH = re.compile(r" - at `\$\.?([^`]*)`$")
 _JSON = msgspec.json.Decoder(dict[str, msgspec.Raw])
 

@@ -33,6 +33,7 @@ class Answer:
     choices: dict[int, Choice] = field(default_factory=dict)
     cached_tokens: int = 0
     prompt_logprobs: PromptLogprobs | None = None
+    embedding: bytes | None = None
 
 
 async def collect(running: Running) -> list[Answer]:
@@ -48,6 +49,7 @@ async def collect(running: Running) -> list[Answer]:
             unfinished -= 1
             answer.cached_tokens = update.usage.cached_prompt_tokens
             answer.prompt_logprobs = update.prompt_logprobs
+            answer.embedding = update.embedding
             continue
         choice = answer.choices.setdefault(update.index, Choice())
         if isinstance(update, frames.ChoiceEnded):

@@ -51,16 +51,17 @@ def _read(front: Front, body: bytes) -> Call:
     front.check_model(asked.model)
     params = asked.params()
     prompts = asked.prompts()
-    token_ids = [_tokens(front.tokenizer, prompt) for prompt in prompts]
+    token_ids = [prompt_tokens(front.tokenizer, prompt, "prompt") for prompt in prompts]
     return Call(asked, params, prompts, token_ids, warning(idle))
 
 
-def _tokens(tokenizer: Tokenizer, prompt: Prompt) -> list[int]:
+def prompt_tokens(tokenizer: Tokenizer, prompt: Prompt, name: str) -> list[int]:
+    """Token ids of a text or of token ids. Raises RequestError with the field's name."""
     tokens = tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
     if not tokens:
-        raise RequestError("the prompt is empty; send at least one token", param="prompt")
+        raise RequestError("the prompt is empty; send at least one token", param=name)
     if min(tokens) < 0 or max(tokens) >= 2**31:
-        raise RequestError("the prompt holds a token id outside the vocabulary", param="prompt")
+        raise RequestError("the prompt holds a token id outside the vocabulary", param=name)
     return tokens
 
 

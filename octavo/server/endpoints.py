@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from starlette.requests import Request
 from starlette.responses import Response
 
-from octavo.server import chat, completions
+from octavo.server import chat, completions, embeddings
 from octavo.server.bodies import read_body
 from octavo.server.front import Front
 from octavo.server.tenants import Caller
@@ -18,6 +18,7 @@ Begin = Callable[[Front, Caller, bytes], Awaitable[Writer]]
 ENDPOINTS: Mapping[str, Begin] = {
     "/v1/chat/completions": chat.begin,
     "/v1/completions": completions.begin,
+    "/v1/embeddings": embeddings.begin,
 }
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from octavo.api.common import ModelCard
+from octavo.api.common import Embeddings, ModelCard
 from octavo.api.faults import HttpError
 from octavo.codec.chat import compiled
 from octavo.codec.numbers import NumberTokenizer
@@ -49,7 +49,9 @@ class Front:
             created=int(self.started_s),
             root=ready.model,
             max_model_len=ready.max_model_len,
+            embeddings=Embeddings(dimensions=ready.hidden_size) if ready.hidden_size else None,
         )
+        self.hidden_size = ready.hidden_size
 
     @property
     def fingerprint(self) -> str:

@@ -15,9 +15,11 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import math
 import os
 import signal
 import sys
+from array import array
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -32,12 +34,22 @@ from octavo.link.wire import LinkError
 
 MAX_MODEL_LEN = 4096
 NUM_BLOCKS = 100
+HIDDEN = 8
 SLOW_S = 0.05
 
 
 def answer_of(prompt: str, index: int) -> str:
     said = prompt.rpartition("say:")[2] if "say:" in prompt else prompt.upper()
     return (f"#{index} " if index else "") + said
+
+
+def embedding_of(tokens: tuple[int, ...]) -> bytes:
+    """A vector of length 1 that every token and its place changes."""
+    values = [
+        math.sin(k + sum((i + 1) * (token + 1) for i, token in enumerate(tokens))) for k in range(HIDDEN)
+    ]
+    length = math.hypot(*values)
+    return array("f", [value / length for value in values]).tobytes()
 
 
 def logprob_of(token: int, position: int) -> float:
@@ -107,7 +119,7 @@ class FakeEngine:
                     await asyncio.sleep(0.01)
             if "!wait" in prompt:
                 await asyncio.sleep(3600)
-            for index in range(submit.params.n):
+            for index in range(0 if submit.params.embed else submit.params.n):
                 drawn += await self._choice(submit, prompt, index)
         except asyncio.CancelledError:
             await self._channel.send(
@@ -192,6 +204,7 @@ class FakeEngine:
             ),
             metrics=frames.Metrics(arrival_s=submit.arrival_s),
             prompt_logprobs=prompt,
+            embedding=embedding_of(submit.prompt_token_ids) if submit.params.embed else None,
         )
 
     async def _pulse(self) -> None:
@@ -246,6 +259,7 @@ async def main(socket: Path, epoch: int) -> int:
             block_tokens=16,
             memory=(("weights", 2**20, ""),),
             load_s=0.1,
+            hidden_size=HIDDEN,
         )
     )
     try:

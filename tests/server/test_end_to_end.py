@@ -192,3 +192,10 @@ def test_a_served_process_holds_no_torch(real):
     front_maps, engine_maps = (Path(f"/proc/{pid}/maps").read_text() for pid in (real.process.pid, engine))
     assert "libtorch" not in front_maps
     assert "libtorch" in engine_maps
+
+
+def test_embeddings_are_the_engines_own_to_the_last_bit(client, llm):
+    texts = ["What does textwrap.dedent do?", "x", "def f(x):\n    return x\n" * 20]
+    got = client.embeddings.create(model="quire", input=texts, encoding_format="float")
+    assert [one.embedding for one in got.data] == [one.outputs.embedding for one in llm.embed(texts)]
+    assert len({tuple(one.embedding) for one in got.data}) == 3

@@ -118,7 +118,7 @@ def test_health_says_what_it_knows(server):
         ("GET", "/v1/chat/completions", 405, "method_not_allowed"),
         ("DELETE", "/v1/models", 405, "method_not_allowed"),
         ("POST", "/health", 405, "method_not_allowed"),
-        ("POST", "/v1/embeddings", 404, "not_found"),
+        ("POST", "/v1/embedding", 404, "not_found"),
     ],
 )
 def test_the_router_refuses_in_the_same_shape(server, method, path, status, code):
