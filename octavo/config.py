@@ -151,6 +151,14 @@ class ServerConfig:
     )
     max_body_bytes: int = _knob(32 * MIB, "largest request body, such as 32MiB", text="bytes")
     keep_alive_s: float = _knob(10.0, "silence after which a stream gets a comment line", text="seconds")
+    admin_port: int | None = _knob(
+        None, "TCP port of the operator's listener; none keeps it closed", text="int", none="none"
+    )
+    admin_host: str = _knob("127.0.0.1", "address the operator's listener has with admin_port")
+    admin_socket: str | None = _knob(
+        None, "path of a Unix socket for the operator's listener, open to this user alone", none="none"
+    )
+    admin_key: str | None = _knob(None, "key of the operator's listener", none="none", secret=True)
     drain_s: float = _knob(30.0, "time for running requests to end after SIGTERM", text="seconds")
 
     def __post_init__(self) -> None:
@@ -166,6 +174,21 @@ class ServerConfig:
         _whole("max_body_bytes", self.max_body_bytes, 1024, 2**31)
         _number("keep_alive_s", self.keep_alive_s, 0.05, 600.0)
         _number("drain_s", self.drain_s, 0.0, 86400.0)
+        self._check_admin()
+
+    def _check_admin(self) -> None:
+        _text("admin_host", self.admin_host)
+        _optional_whole("admin_port", self.admin_port, 0, 65535)
+        if self.admin_socket is not None:
+            _text("admin_socket", self.admin_socket)
+        if self.admin_key is not None and (not isinstance(self.admin_key, str) or len(self.admin_key) < 16):
+            raise ConfigError("admin_key must have at least 16 characters (its value is not shown)")
+        if self.admin_key is not None and self.admin_key in self.api_key:
+            raise ConfigError(
+                "admin_key must not be one of api_key: those that call are not those that operate"
+            )
+        if self.admin_key is None and (self.admin_port is not None or self.admin_socket is not None):
+            raise ConfigError("admin_port and admin_socket need an admin_key; set OCTAVO_ADMIN_KEY")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

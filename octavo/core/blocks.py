@@ -80,6 +80,16 @@ class BlockPool:
             taken.append(block)
         return taken
 
+    def drop_idle(self) -> int:
+        """Evict every idle block. Returns how many there were."""
+        count = len(self.idle)
+        for _ in range(count):
+            block = self.idle.pop()
+            del self._anchors[block]
+            self._on_evict(block)
+            self.scratch.append(block)
+        return count
+
     def share(self, block: int) -> None:
         """Add a reference to a block that is in use, idle or published and deferred."""
         while block != NULL_BLOCK:

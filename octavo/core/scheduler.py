@@ -149,6 +149,10 @@ class Scheduler:
         """Take a pin back. Returns how many blocks it kept, 0 when there was none."""
         return self.cache.unpin(tuple(tokens), namespace)
 
+    def reset_cache(self) -> int:
+        """Forget every cached block that nothing running uses. Returns how many."""
+        return self.cache.pool.drop_idle()
+
     def plan(self, now_s: float) -> Step | None:
         """The next step, or None when nothing can be computed before a commit, an `advance` or a `submit`.
 

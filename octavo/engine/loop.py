@@ -175,6 +175,10 @@ class Engine:
             return []
         return self._told(self.scheduler.cancel(request_id, self._clock()))
 
+    def reset_prefix_cache(self) -> int:
+        """Forget cached prefixes that nothing running uses, and not those that are pinned. Returns how many blocks."""
+        return self.scheduler.reset_cache()
+
     def step(self) -> list[Update]:
         """One turn: plan the next step while the last one runs, start it, commit the last one.
 

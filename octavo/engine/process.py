@@ -84,6 +84,8 @@ class EngineProcess:
                         self._submit(frame)
                     case frames.Cancel():
                         self._thread.call(partial(self._cancel, frame.request_id))
+                    case frames.ResetCache():
+                        self._thread.call(self._reset_cache)
                     case frames.Drain():
                         self._is_draining = True
                         self._thread.call(self._note_if_drained)
@@ -126,6 +128,10 @@ class EngineProcess:
         updates = self._built.engine.cancel(request_id)
         if updates:
             self._deliver(updates)
+
+    def _reset_cache(self) -> None:
+        done = frames.CacheWasReset(num_blocks=self._built.engine.reset_prefix_cache())
+        self._loop.call_soon_threadsafe(self._post, done)
 
     def _deliver(self, updates: list[Update]) -> None:
         """In the engine's thread: updates become frames."""

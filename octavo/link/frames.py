@@ -9,6 +9,8 @@
       |        <-   Ended                     |     last frame of a request, exactly once after Accepted
       |  Cancel                     ->        |     answered by Ended, unless that is under way already
       |        <-   Stats                     |     about once a second, busy or idle
+      |  ResetCache                 ->        |
+      |        <-   CacheWasReset             |     one for each, in order
       |  Drain                      ->        |     finish what runs, then close the link and exit with 0
 
 The front tokenizes and renders chat templates; the engine detokenizes and matches stop texts, since they end
@@ -146,6 +148,16 @@ class Drain(Frame, frozen=True):
     """No Submit follows. Finish what runs, then exit with 0."""
 
 
+class ResetCache(Frame, frozen=True):
+    """Forget the cached prefixes that nothing running uses."""
+
+
+class CacheWasReset(Frame, frozen=True):
+    """Engine to front: so many blocks were forgotten."""
+
+    num_blocks: int
+
+
 class Accepted(Frame, frozen=True):
     """The request is in the scheduler's queue and will end with Ended."""
 
@@ -261,8 +273,20 @@ class Stats(Frame, frozen=True):
     drained_per_s: float = 0.0
 
 
-ToEngine = Configure | Submit | Cancel | Drain
-ToFront = Hello | Loading | LoadFailed | Ready | Accepted | Refused | Delta | ChoiceEnded | Ended | Stats
+ToEngine = Configure | Submit | Cancel | Drain | ResetCache
+ToFront = (
+    Hello
+    | Loading
+    | LoadFailed
+    | Ready
+    | Accepted
+    | Refused
+    | Delta
+    | ChoiceEnded
+    | Ended
+    | Stats
+    | CacheWasReset
+)
 
 TO_ENGINE: Any = ToEngine
 TO_FRONT: Any = ToFront

@@ -85,7 +85,11 @@ class Pinned(Entry, frozen=True):
     num_blocks: int
 
 
-AnyEntry = Opened | Submitted | Cancelled | Ended | Planned | Committed | Advanced | Pinned
+class CacheReset(Entry, frozen=True):
+    num_blocks: int
+
+
+AnyEntry = Opened | Submitted | Cancelled | Ended | Planned | Committed | Advanced | Pinned | CacheReset
 
 _ENCODER = msgspec.json.Encoder()
 _DECODER = msgspec.json.Decoder(AnyEntry)
@@ -150,6 +154,11 @@ class RecordedScheduler(Scheduler):
         kept = tuple(tokens)
         num_blocks = super().unpin(kept, namespace)
         self._note(Pinned(tokens=kept, namespace=namespace, takes_back=True, num_blocks=num_blocks))
+        return num_blocks
+
+    def reset_cache(self) -> int:
+        num_blocks = super().reset_cache()
+        self._note(CacheReset(num_blocks=num_blocks))
         return num_blocks
 
     def _note(self, entry: Entry) -> None:
@@ -245,6 +254,8 @@ class _Played:
             case Pinned():
                 call = scheduler.unpin if entry.takes_back else scheduler.pin
                 return entry.num_blocks, call(entry.tokens, entry.namespace)
+            case CacheReset():
+                return entry.num_blocks, scheduler.reset_cache()
             case Opened():
                 raise LoadError("a recording opens only once")
 

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import enum
 import time
+from collections import deque
 from collections.abc import Sequence
 
 from octavo.api.faults import HttpError
@@ -24,6 +25,7 @@ from octavo.server.running import Running
 STALLED_AFTER_S = 120.0
 """No step for so long while sequences run means a hang; a large step on a slow machine takes seconds."""
 SHORT_LIFE_S = 30.0
+WAKE_POLL_S = 0.02
 MAX_PAUSE_S = 30.0
 
 
@@ -33,6 +35,7 @@ class Phase(enum.Enum):
     LOADING = "loading"
     READY = "ready"
     RESTARTING = "restarting"
+    SLEEPING = "sleeping"
     STOPPED = "stopped"
 
 
@@ -56,6 +59,9 @@ class Fleet:
         self.stats: frames.Stats | None = None
         self.num_restarts = 0
         self.last_failure: str | None = None
+        self._resets: deque[asyncio.Future[int]] = deque()
+        self._awake = asyncio.Event()
+        self._awake.set()
 
     async def start(self, on_loading: OnLoading) -> frames.Ready:
         """Start the first engine and watch over it from then on. Raises ConfigError or LoadError."""
@@ -116,7 +122,50 @@ class Fleet:
             with contextlib.suppress(LinkError):
                 self._replica.post(*cancels)
 
+    async def reset_prefix_cache(self) -> int:
+        """Have the engine forget what nothing running uses. Returns how many blocks. Raises HttpError."""
+        if self.phase is not Phase.READY or self._replica is None:
+            raise self._not_ready()
+        done: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._resets.append(done)
+        try:
+            self._replica.post(frames.ResetCache())
+        except LinkError as error:
+            self._resets.remove(done)
+            raise self._not_ready() from error
+        return await done
+
+    async def sleep(self, within_s: float) -> None:
+        """End the engine process, which gives back all its memory; what runs has `within_s` to end.
+
+        Raises HttpError when no engine runs.
+        """
+        if self.phase is not Phase.READY or self._replica is None:
+            raise self._not_ready()
+        self.phase = Phase.SLEEPING
+        self._awake.clear()
+        self._log.note("engine_sleeps", requests=self.num_running)
+        await self._replica.stop(within_s)
+
+    async def wake(self) -> frames.Ready:
+        """Start an engine again and wait until it serves. Raises HttpError when it does not sleep or cannot start."""
+        if self.phase is not Phase.SLEEPING:
+            raise HttpError("conflict", f"the engine is {self.phase.value}, not sleeping")
+        self.phase = Phase.RESTARTING
+        self._awake.set()
+        restarts = self.num_restarts
+        while self.phase is not Phase.READY:
+            await asyncio.sleep(WAKE_POLL_S)
+            if self.num_restarts > restarts + 1 or self.phase is Phase.STOPPED:
+                raise HttpError("no_ready_replica", f"the engine does not start: {self.last_failure}")
+        assert self.ready is not None
+        return self.ready
+
     def _not_ready(self) -> HttpError:
+        if self.phase is Phase.SLEEPING:
+            return HttpError(
+                "no_ready_replica", "the engine sleeps until the operator wakes it", retry_after_s=60
+            )
         if self.phase is Phase.STOPPED:
             return HttpError("shutting_down", "the server is shutting down", retry_after_s=5)
         load_s = self.ready.load_s if self.ready else 5.0
@@ -155,6 +204,16 @@ class Fleet:
         while self._replica is not None:
             born_s = time.monotonic()
             how = await self._replica.serve(self._on_frame)
+            while self._resets:
+                self._resets.popleft().set_exception(
+                    HttpError("no_ready_replica", f"the engine process {how}")
+                )
+            if self.phase is Phase.SLEEPING or not self._awake.is_set():
+                self._fail_all(self._not_ready())
+                await self._awake.wait()
+                self.num_restarts += 1
+                await self._restart(0.0)
+                continue
             self.phase = Phase.RESTARTING
             self.num_restarts += 1
             self.last_failure = f"the engine process {how}"
@@ -183,6 +242,9 @@ class Fleet:
         match frame:
             case frames.Stats():
                 self._on_stats(frame)
+            case frames.CacheWasReset():
+                if self._resets:
+                    self._resets.popleft().set_result(frame.num_blocks)
             case (
                 frames.Accepted() | frames.Refused() | frames.Delta() | frames.ChoiceEnded() | frames.Ended()
             ):

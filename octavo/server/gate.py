@@ -65,7 +65,7 @@ class Gate:
         except (Gone, ClientDisconnect):
             self._log.note("client_gone", request_id=request_id, path=scope["path"])
         except HTTPException as error:
-            await _routing_error(scope, error)(scope, receive, send_with_id)
+            await routing_error(scope, error)(scope, receive, send_with_id)
         except Exception as error:
             known = error if isinstance(error, OctavoError) else self._unexpected(error, request_id)
             if not started:
@@ -92,7 +92,7 @@ class Gate:
         return Bug("an internal error; the server's log has it under this x-request-id")
 
 
-def _routing_error(scope: Scope, error: HTTPException) -> Response:
+def routing_error(scope: Scope, error: HTTPException) -> Response:
     """The router's own refusals, in our shape."""
     if error.status_code != 405:
         return error_response(HttpError("not_found", f"there is no {scope['path']} here"))

@@ -18,15 +18,16 @@ from octavo.config import EngineConfig, ServerConfig
 from octavo.errors import Bug, ConfigError
 from octavo.link import frames
 from octavo.obs.log import Log
+from octavo.server import admin
 from octavo.server.app import build_app
 from octavo.server.fleet import Fleet
 from octavo.server.front import Front
+from octavo.server.protocol import SafeProtocol, http_settings
 from octavo.server.replica import COMMAND
 
 DRAIN_POLL_S = 0.05
 LAST_WORDS_S = 2.0
 """For error events to reach the clients of requests that are cut short."""
-MAX_HEADER_BYTES = 64 * 1024
 
 OnReady = Callable[[str, frames.Ready], None]
 
@@ -55,6 +56,11 @@ async def serve(
     """
     log = Log(log_to or sys.stderr, time.time)
     listening = bind(server.host, server.port)
+    try:
+        admin_sockets = admin.listening(server, bind)
+    except BaseException:
+        listening.close()
+        raise
     fleet = Fleet(engine, log, command)
     stop = _Signals()
     try:
@@ -68,12 +74,14 @@ async def serve(
             ready = await starting
             front = Front(server, fleet, ready, log)
             try:
-                await _serve_http(front, listening, stop, lambda: on_ready(address(listening), ready))
+                async with admin.serving(admin.Operator(front, engine, stop.once.set), admin_sockets):
+                    await _serve_http(front, listening, stop, lambda: on_ready(address(listening), ready))
             finally:
                 front.close()
     finally:
         await fleet.stop()
         listening.close()
+        admin.close(admin_sockets, server)
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -125,13 +133,8 @@ async def _serve_http(
 ) -> None:
     config = uvicorn.Config(
         build_app(front),
-        http="h11",
-        h11_max_incomplete_event_size=MAX_HEADER_BYTES,
-        lifespan="off",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_keep_alive=75,
+        http=SafeProtocol,
+        **http_settings(),
         timeout_graceful_shutdown=int(LAST_WORDS_S),
     )
     http = _Uvicorn(config)

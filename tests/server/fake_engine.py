@@ -75,6 +75,8 @@ class FakeEngine:
                         if task := self._tasks.get(frame.request_id):
                             self._num_cancelled += 1
                             task.cancel()
+                    case frames.ResetCache():
+                        await self._channel.send(frames.CacheWasReset(num_blocks=7))
                     case frames.Drain():
                         await asyncio.gather(*self._tasks.values(), return_exceptions=True)
                         return 0
