@@ -6,6 +6,7 @@ its value asks for nothing; one that never changes an answer; or unknown. Those 
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Mapping
 from typing import Any, TypeVar
@@ -56,12 +57,15 @@ FOR_THE_RECORD = frozenset(
 
 _T = TypeVar("_T", bound=msgspec.Struct)
 _PATH = re.compile(r" - at `\$\.?([^`]*)`$")
+_MARKS = re.compile(rb'"([^"\\]*(?:\\.[^"\\]*)*)"(\s*:)?|[{}]', re.DOTALL)
+"""Texts (group 1), keys among them (group 2 too), and where objects begin and end."""
 _JSON = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
 def parse(body: bytes, kind: type[_T]) -> tuple[_T, list[str]]:
     """The request and the names of fields that have no effect.
 
+    A key that stands twice in an object is refused: parsers differ in which of the two they take.
     Raises HttpError (invalid_json), RequestError (with the field as `param`) and Unsupported.
     """
     try:
@@ -77,6 +81,7 @@ def parse(body: bytes, kind: type[_T]) -> tuple[_T, list[str]]:
             _refuse_unless_idle(name, raw)
         elif name not in known and name not in FOR_THE_RECORD:
             idle.append(name)
+    check_keys(body)
     try:
         return msgspec.json.decode(body, type=kind), idle
     except msgspec.ValidationError as error:
@@ -84,6 +89,30 @@ def parse(body: bytes, kind: type[_T]) -> tuple[_T, list[str]]:
         raise RequestError(message, param=param) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise HttpError("invalid_json", f"the body is not valid JSON: {_reason(error)}") from None
+
+
+def check_keys(body: bytes) -> None:
+    """Raises RequestError for a key that stands twice in one object of `body`, which is valid JSON."""
+    objects: list[set[str]] = []
+    for found in _MARKS.finditer(body):
+        mark = found[0]
+        if mark == b"{":
+            objects.append(set())
+        elif mark == b"}":
+            objects.pop()
+        elif found[2] is not None:
+            key = _unescaped(found[1])
+            if key in objects[-1]:
+                name = key[:64]
+                raise RequestError(f"the key {name!r} stands twice in one object", param=name)
+            objects[-1].add(key)
+
+
+def _unescaped(key: bytes) -> str:
+    """A key as a text. One whose escapes mean nothing is refused elsewhere or passed over."""
+    with contextlib.suppress(msgspec.DecodeError):
+        return msgspec.json.decode(b'"' + key + b'"', type=str)
+    return key.decode()
 
 
 def warning(idle: list[str]) -> dict[str, str]:

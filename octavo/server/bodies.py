@@ -20,6 +20,11 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
             "unsupported_media_type",
             f"content-type is {kind or 'missing'!r}; send JSON with `content-type: application/json`",
         )
+    encoding = request.headers.get("content-encoding", "identity").strip().lower()
+    if encoding != "identity":
+        raise HttpError(
+            "unsupported_media_type", f"content-encoding is {encoding[:64]!r}; send the body as it is"
+        )
     announced = request.headers.get("content-length", "")
     if announced.isdigit() and int(announced) > max_bytes:
         raise _too_large(int(announced), max_bytes)

@@ -36,7 +36,7 @@ class Call:
 
 async def begin(front: Front, caller: Caller, body: bytes) -> Writer:
     """Read, render and check a request; nothing of it runs yet. Raises what refuses it."""
-    call = await front.off_loop(lambda: _read(front, body))
+    call = await front.off_loop(lambda: _read(front, body), len(body))
     asked = call.request
     running = front.request(
         caller, [call.token_ids], call.params, priority=asked.priority, salt=asked.cache_salt

@@ -24,7 +24,7 @@ PARAMS = SamplingParams(embed=True)
 
 async def begin(front: Front, caller: Caller, body: bytes) -> Writer:
     """Read, check and tokenize a request; nothing of it runs yet. Raises what refuses it."""
-    asked, token_ids, headers = await front.off_loop(lambda: _read(front, body))
+    asked, token_ids, headers = await front.off_loop(lambda: _read(front, body), len(body))
     running = front.request(caller, token_ids, PARAMS, priority=asked.priority, salt=None)
     return _EmbeddingWriter(front, asked, running, headers)
 

@@ -18,7 +18,7 @@ from octavo.codec.numbers import NumberTokenizer
 from octavo.codec.tokenizer import Tokenizer
 from octavo.config import ServerConfig
 from octavo.core.sequence import SamplingParams
-from octavo.errors import Busy, LoadError, UnknownModel
+from octavo.errors import Busy, LoadError, PromptTooLong, RequestError, UnknownModel
 from octavo.link import frames
 from octavo.obs.log import Log
 from octavo.server.fleet import Fleet
@@ -26,6 +26,10 @@ from octavo.server.running import Running
 from octavo.server.tenants import Caller
 
 NUM_CODEC_THREADS = 2
+LONG_BODY_BYTES = 256 * 1024
+"""Longer bodies have a thread of their own, so that short ones are not kept waiting."""
+CODEC_S = 20.0
+"""Reading, rendering and tokenizing one request takes at most this long."""
 _T = TypeVar("_T")
 
 
@@ -44,6 +48,7 @@ class Front:
         self.is_draining = False
         self.running: set[Running] = set()
         self._codec = ThreadPoolExecutor(NUM_CODEC_THREADS, thread_name_prefix="octavo-codec")
+        self._long_codec = ThreadPoolExecutor(1, thread_name_prefix="octavo-long-codec")
         self.card = ModelCard(
             id=config.served_model_name or ready.model,
             created=int(self.started_s),
@@ -68,9 +73,29 @@ class Front:
         hint = "did you mean" if close else "served here is"
         raise UnknownModel(f"model {name!r} does not exist; {hint} {self.card.id!r}", param="model")
 
-    async def off_loop(self, work: Callable[[], _T]) -> _T:
-        """Run parsing, rendering or tokenizing in a thread, so that streams go on meanwhile."""
-        return await asyncio.get_running_loop().run_in_executor(self._codec, work)
+    async def off_loop(self, work: Callable[[], _T], num_bytes: int = 0) -> _T:
+        """Run parsing, rendering or tokenizing in a thread, so that streams go on meanwhile.
+
+        num_bytes  of the body; long ones wait for each other only
+        Raises RequestError when it takes too long, and Busy when it did not even begin.
+        """
+        has_begun = False
+
+        def begun() -> _T:
+            nonlocal has_begun
+            has_begun = True
+            return work()
+
+        pool = self._long_codec if num_bytes > LONG_BODY_BYTES else self._codec
+        try:
+            async with asyncio.timeout(CODEC_S):
+                return await asyncio.get_running_loop().run_in_executor(pool, begun)
+        except TimeoutError:
+            if has_begun:
+                raise RequestError(
+                    f"reading this request takes longer than {CODEC_S:g} s; send less"
+                ) from None
+            raise Busy("many long requests are being read; try again later", retry_after_s=CODEC_S) from None
 
     def request(
         self,
@@ -85,8 +110,10 @@ class Front:
 
         priority  the caller's wish; smaller goes first
         salt      keeps the prompts' cached blocks apart from the tenant's other ones
-        Raises Busy or HttpError when there is no room for them.
+        Raises PromptTooLong for one that no window holds, and Busy or HttpError when there is no room for them.
         """
+        for prompt in prompts:
+            self._check_length(len(prompt))
         if self.is_draining:
             raise HttpError("shutting_down", "the server is shutting down", retry_after_s=5)
         self._check_room(len(prompts))
@@ -124,7 +151,18 @@ class Front:
         self.fleet.cancel(running)
 
     def close(self) -> None:
-        self._codec.shutdown(wait=False, cancel_futures=True)
+        for pool in (self._codec, self._long_codec):
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def _check_length(self, num_tokens: int) -> None:
+        """The engine knows better and checks again; what is absurd does not travel to it."""
+        longest = self.card.max_model_len - 1
+        if num_tokens > longest:
+            raise PromptTooLong(
+                f"the prompt has {num_tokens} tokens and the window is {longest + 1} tokens, of which at least one "
+                f"is for the output; shorten the prompt to {longest}",
+                param="prompt",
+            )
 
     def _check_room(self, num_prompts: int) -> None:
         limit, used = self.config.max_queued_requests, self.fleet.num_running

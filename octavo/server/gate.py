@@ -25,6 +25,7 @@ from octavo.server.tenants import PUBLIC, Caller, Tenant
 OPEN_PATHS = frozenset({"/health", "/health/live", "/health/ready"})
 """Paths that need no key: probes have none."""
 REQUEST_ID = "x-request-id"
+MAX_HEADERS = 256
 _GOOD_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
 
 
@@ -59,6 +60,11 @@ class Gate:
         scope["app"] = self  # makes the router raise its refusals
         scope["state"] = {"front": self._front, "request_id": request_id}
         try:
+            if len(scope["headers"]) > MAX_HEADERS:
+                raise HttpError(
+                    "headers_too_large",
+                    f"the request has {len(scope['headers'])} headers; at most {MAX_HEADERS} are read",
+                )
             tenant = self._tenant(scope["path"], headers)
             scope["state"]["caller"] = Caller(tenant=tenant, request_id=request_id)
             await self._router(scope, receive, send_with_id)

@@ -81,6 +81,8 @@ def story(seed: int, sink: io.BytesIO) -> list[Step]:
         if rng.random() < 0.1:
             tokens = tuple(rng.randrange(3) for _ in range(8))
             (scheduler.pin if rng.random() < 0.7 else scheduler.unpin)(tokens)
+        if rng.random() < 0.03:
+            scheduler.reset_cache()
         if len(flight) < 2:
             step = scheduler.plan(now_s)
             if step is not None:
@@ -137,6 +139,7 @@ def test_the_stories_cover_every_kind_of_entry():
         "Committed",
         "Advanced",
         "Pinned",
+        "CacheReset",
     }
     assert refused
 

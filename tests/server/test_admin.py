@@ -195,7 +195,7 @@ def test_every_call_is_in_the_log_and_no_key_is(folder, tmp_path):
         admin.get("/admin/config")
         admin.get("/admin/config", headers={"authorization": "Bearer wrong-wrong-wrong"})
         admin.post("/admin/reset_prefix_cache")
-        admin.delete("/admin/odd\npath")
+        admin.delete("/admin/odd%0apath")
         written = [line for line in log_of(served).splitlines() if " admin_call " in line]
     found = [(line.split("path=")[1].split()[0], line.split("status=")[1].split()[0]) for line in written]
     assert found[:3] == [
