@@ -56,6 +56,7 @@ FOR_THE_RECORD = frozenset(
 """Fields that never change an answer: they are accepted as they are."""
 
 _T = TypeVar("_T", bound=Generation)
+_S = TypeVar("_S", bound=msgspec.Struct)
 _PATH = re.compile(r" - at `\$\.?([^`]*)`$")
 _JSON = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
@@ -78,8 +79,13 @@ def parse(body: bytes, kind: type[_T]) -> tuple[_T, list[str]]:
             _refuse_unless_idle(name, raw)
         elif name not in known and name not in FOR_THE_RECORD:
             idle.append(name)
+    return decode(body, kind), idle
+
+
+def decode(body: bytes, kind: type[_S]) -> _S:
+    """The body as a `kind`. Raises HttpError (invalid_json) and RequestError (with the field as `param`)."""
     try:
-        return msgspec.json.decode(body, type=kind), idle
+        return msgspec.json.decode(body, type=kind)
     except msgspec.ValidationError as error:
         message, param = _place(str(error))
         raise RequestError(message, param=param) from None
