@@ -8,6 +8,7 @@ the disk when it returns. Methods block: callers on an event loop go through `St
 from __future__ import annotations
 
 import contextlib
+import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ from octavo.errors import ConfigError, OctavoError
 VERSION = 1
 LOCK_KEY = 0x6F637461766F
 """Names the advisory lock that one server holds on a PostgreSQL store."""
+
+LOCK_WAIT_S = 3.0
 
 _META = sa.MetaData()
 
@@ -289,8 +292,7 @@ class Store:
         try:
             if self._engine.dialect.name == "postgresql":
                 self._lock = self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
-                if not self._lock.execute(sa.select(sa.func.pg_try_advisory_lock(LOCK_KEY))).scalar():
-                    raise ConfigError("another server works with this store_url; give each its own database")
+                _take_lock(self._lock)
             else:
                 with self._engine.connect() as connection:
                     verdict = connection.exec_driver_sql("PRAGMA quick_check(1)").scalar()
@@ -358,6 +360,15 @@ def open_store(url: str) -> Store:
 
 def open_sqlite(path: Path) -> Store:
     return open_store(sa.URL.create("sqlite", database=str(path)).render_as_string())
+
+
+def _take_lock(connection: sa.Connection) -> None:
+    """Held as long as the connection lives. One that has died a moment ago may still seem to hold it."""
+    deadline_s = time.monotonic() + LOCK_WAIT_S
+    while not connection.execute(sa.select(sa.func.pg_try_advisory_lock(LOCK_KEY))).scalar():
+        if time.monotonic() > deadline_s:
+            raise ConfigError("another server works with this store_url; give each its own database")
+        time.sleep(0.1)
 
 
 def _sqlite_connect(connection: Any, _record: Any) -> None:
