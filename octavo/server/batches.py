@@ -18,6 +18,7 @@ from octavo.server.files import page_limit
 from octavo.server.front import Front
 from octavo.server.gate import json_response
 from octavo.server.storage import Storage
+from octavo.server.store import StoreError
 
 DEFAULT_LIST, LONGEST_LIST = 20, 100
 
@@ -25,21 +26,19 @@ DEFAULT_LIST, LONGEST_LIST = 20, 100
 @contextlib.asynccontextmanager
 async def keeping(front: Front) -> AsyncIterator[None]:
     """Files and batches while the block runs. Where they cannot be had, their routes say why; the rest is served."""
-    try:
-        storage = Storage(front.config)
-    except ConfigError as error:
-        front.storage_problem = f"files and batches are off: {error}"
-        front.log.warn("no_storage", because=error)
+    async with contextlib.AsyncExitStack() as opened:
+        try:
+            storage = Storage(front.config)
+            opened.callback(storage.close)
+            batches = Batches(front, storage)
+            opened.push_async_callback(batches.stop)
+            await batches.start()
+        except (ConfigError, StoreError, OSError) as error:
+            front.storage_problem = f"files and batches are off: {error}"
+            front.log.warn("no_storage", because=error)
+        else:
+            front.storage, front.batches = storage, batches
         yield
-        return
-    batches = Batches(front, storage)
-    try:
-        await batches.start()
-        front.storage, front.batches = storage, batches
-        yield
-    finally:
-        await batches.stop()
-        storage.close()
 
 
 def _batches(request: Request) -> Batches:

@@ -33,17 +33,19 @@ def next_limit(limit: int, most: int, *, running: int, waiting: int, online: int
 class Pace:
     """Places for lines, on one event loop.
 
+    most       there are never more
+    first      how many there are at the start
     limit      how many there are; `look` moves it
     running    how many are taken
     is_paused  somebody else waits, and no line starts
     """
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: int, first: int = FIRST) -> None:
         self._most = most
         self._queue: deque[asyncio.Future[None]] = deque()
         self._loners: deque[asyncio.Future[None]] = deque()
         self._has_loner = False
-        self.limit = min(FIRST, most)
+        self.limit = min(first, most)
         self.running = 0
         self.is_paused = False
 

@@ -252,8 +252,8 @@ class Documents(Generic[_Row]):
         return values | {"expires_at": expires_at, "document": document, "crc": _crc(row_id, kind, document)}
 
     def _decode(self, row: Any) -> _Row:
-        document = bytes(row["document"])
-        if _crc(row["id"], row["kind"], document) != row["crc"]:
+        document = row["document"]
+        if not isinstance(document, bytes) or _crc(row["id"], row["kind"], document) != row["crc"]:
             raise Damaged(f"the stored row {row['id']} does not match its checksum")
         return self._decoder.decode(document)
 
