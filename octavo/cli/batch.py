@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from octavo.cli import output, settings
 from octavo.cli.main import DONE, FAILED, WRONG_ARGUMENTS
@@ -25,6 +25,10 @@ from octavo.cli.progress import Progress
 from octavo.config import EngineConfig, ServerConfig
 from octavo.errors import ConfigError
 from octavo.obs.log import Log
+
+if TYPE_CHECKING:
+    from octavo.api.batch_file import Index, Invalid
+    from octavo.server.front import Front
 
 ENGINE = ("model", "kv", "scheduler", "runtime")
 PART = ".part"
@@ -78,7 +82,7 @@ async def answer_file(
 
     command  starts the engine; None starts the real one
     """
-    from octavo.api.batch_file import Index, Invalid, Limits, scan
+    from octavo.api.batch_file import Invalid, Limits, scan
     from octavo.server.endpoints import ENDPOINTS
     from octavo.server.fleet import Fleet
     from octavo.server.front import Front
@@ -113,7 +117,7 @@ async def answer_file(
 
 
 async def _run_lines(
-    front: Any, index: Any, source: Path, target: Path, part: Path, most: int
+    front: Front, index: Index, source: Path, target: Path, part: Path, most: int
 ) -> dict[str, Any]:
     from octavo.server.batch_run import Job, LineRun
     from octavo.server.ledger import Header, Ledger
@@ -166,7 +170,7 @@ def _say_disk(error: OSError | None) -> None:
     print(f"octavo: {what}", file=sys.stderr, flush=True)
 
 
-def _refused(invalid: Any, as_json: bool) -> int:
+def _refused(invalid: Invalid, as_json: bool) -> int:
     """Name what is wrong with the file."""
     import msgspec
 

@@ -116,7 +116,7 @@ class Ledger:
             if payload is None:
                 raise LedgerError(f"the first line of {path} is damaged; move or delete the file")
             if _HEADER.decode(payload) != header:
-                raise LedgerError(f"{path} holds the results of another input; move or delete it")
+                raise LedgerError(f"{path} holds the results of another input or model; move or delete it")
             end = len(first)
             for offset, line in _offsets(file, end):
                 payload = unframe(line)
