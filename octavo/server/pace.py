@@ -20,14 +20,13 @@ def next_limit(limit: int, most: int, *, running: int, waiting: int, online: int
     waiting  requests and lines in the engines' queues, which means that the engines are full
     online   requests under way that are no lines
 
-    Nobody waits and every place is taken: twice as many when the machine is ours, one more beside others. Somebody
-    waits: as many fewer as wait, and half of the lines when some of those who wait may not be ours.
+    Nobody waits and every place is taken: twice as many when the machine is ours, a quarter more beside others.
+    Somebody waits: half as many when it may be somebody else, else as many fewer as wait.
     """
     if waiting == 0:
-        grown = limit + 1 if online else 2 * limit
+        grown = limit + max(1, limit // 4) if online else 2 * limit
         return min(most, grown if running >= limit else limit)
-    fewer = min(limit, running) - waiting
-    return max(1, min(fewer, running // 2) if online else fewer)
+    return max(1, limit // 2 if online else min(limit, running) - waiting)
 
 
 class Pace:
