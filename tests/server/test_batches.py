@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import time
+import tracemalloc
 
 import openai
 import pytest
 
+from octavo.api.batch_file import Invalid, Limits, scan
 from tests.server import jobs
 from tests.server.process import serving
 
@@ -298,6 +300,34 @@ def test_a_busy_engine_is_asked_again(small):
     )
     assert batch["status"] == "expired"
     assert batch["request_counts"] == {"total": 2, "completed": 1, "failed": 1}
+
+
+def test_lines_stand_behind_every_request(small):
+    lines = [jobs.chat_line(0, text="!priority"), jobs.chat_line(1, text="!priority", priority=-5)]
+    batch = jobs.ended(small.client, jobs.start(small.client, jobs.jsonl(lines))["id"])
+    output, _ = jobs.results(small.client, batch)
+    given = [int(line["response"]["body"]["choices"][0]["message"]["content"]) for line in output]
+    online = small.post("/v1/completions", {"prompt": "!priority", "priority": 2**31}).json()
+    assert min(given) > int(online["choices"][0]["text"])
+
+
+def test_a_line_of_two_hundred_megabytes_is_never_in_memory(tmp_path):
+    path = tmp_path / "in.jsonl"
+    with path.open("wb") as file:
+        file.write(jobs.jsonl([jobs.chat_line(0)]))
+        file.truncate(200 * 10**6)
+        file.seek(0, 2)
+        file.write(b"\n" + jobs.jsonl([jobs.chat_line(1)]))
+    limits = Limits(max_lines=50_000, max_bytes=300 * 10**6, max_line_bytes=10**6)
+    tracemalloc.start()
+    try:
+        url = "/v1/chat/completions"
+        with path.open("rb") as file, pytest.raises(Invalid) as caught:
+            scan(file, limits, endpoint=url, urls=[url], check_model=lambda _name: None)
+        assert tracemalloc.get_traced_memory()[1] < 16 * 10**6
+    finally:
+        tracemalloc.stop()
+    assert [(error.code, error.line) for error in caught.value.errors] == [("line_too_long", 2)]
 
 
 def test_the_client_names_a_missing_batch(client):
