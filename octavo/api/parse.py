@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import threading
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -56,9 +57,12 @@ FOR_THE_RECORD = frozenset(
 """Fields that never change an answer: they are accepted as they are."""
 
 _T = TypeVar("_T", bound=msgspec.Struct)
+_S = TypeVar("_S", bound=msgspec.Struct)
 _PATH = re.compile(r" - at `\$\.?([^`]*)`$")
 _MARKS = re.compile(rb'"([^"\\]*(?:\\.[^"\\]*)*)"(\s*:)?|[{}]', re.DOTALL)
 """Texts (group 1), keys among them (group 2 too), and where objects begin and end."""
+_DECODERS: dict[type[msgspec.Struct], msgspec.json.Decoder[Any]] = {}
+_BUILDING = threading.Lock()
 _JSON = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
@@ -82,8 +86,14 @@ def parse(body: bytes, kind: type[_T]) -> tuple[_T, list[str]]:
         elif name not in known and name not in FOR_THE_RECORD:
             idle.append(name)
     check_keys(body)
+    return decode(body, kind), idle
+
+
+def decode(body: bytes, kind: type[_S]) -> _S:
+    """The body as a `kind`. Raises HttpError (invalid_json) and RequestError (with the field as `param`)."""
     try:
-        return msgspec.json.decode(body, type=kind), idle
+        decoded: _S = _decoder(kind).decode(body)
+        return decoded
     except msgspec.ValidationError as error:
         message, param = _place(str(error))
         raise RequestError(message, param=param) from None
@@ -113,6 +123,16 @@ def _unescaped(key: bytes) -> str:
     with contextlib.suppress(msgspec.DecodeError):
         return msgspec.json.decode(b'"' + key + b'"', type=str)
     return key.decode()
+
+
+def _decoder(kind: type[msgspec.Struct]) -> msgspec.json.Decoder[Any]:
+    """Built by one thread and whole before another sees it: msgspec 0.22 crashes when two threads meet a type that is
+    new to both.
+    """
+    if (built := _DECODERS.get(kind)) is None:
+        with _BUILDING:
+            built = _DECODERS.setdefault(kind, msgspec.json.Decoder(kind))
+    return built
 
 
 def warning(idle: list[str]) -> dict[str, str]:

@@ -9,7 +9,7 @@ import secrets
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from octavo.api.common import Embeddings, ModelCard
 from octavo.api.faults import HttpError
@@ -25,11 +25,17 @@ from octavo.server.fleet import Fleet
 from octavo.server.running import Running
 from octavo.server.tenants import Caller
 
+if TYPE_CHECKING:
+    from octavo.server.batch_runner import Batches
+    from octavo.server.storage import Storage
+
 NUM_CODEC_THREADS = 2
 LONG_BODY_BYTES = 256 * 1024
 """Longer bodies have a thread of their own, so that short ones are not kept waiting."""
 CODEC_S = 20.0
 """Reading, rendering and tokenizing one request takes at most this long."""
+BATCH_PRIORITY = 2**40
+"""Behind whatever anybody asks for."""
 _T = TypeVar("_T")
 
 
@@ -47,6 +53,9 @@ class Front:
         self.started_s = time.time()
         self.is_draining = False
         self.running: set[Running] = set()
+        self.storage: Storage | None = None
+        self.batches: Batches | None = None
+        self.storage_problem = "this server keeps no files"
         self._codec = ThreadPoolExecutor(NUM_CODEC_THREADS, thread_name_prefix="octavo-codec")
         self._long_codec = ThreadPoolExecutor(1, thread_name_prefix="octavo-long-codec")
         self.card = ModelCard(
@@ -124,7 +133,7 @@ class Front:
                     request_id=secrets.token_hex(16),
                     prompt_token_ids=tuple(prompt),
                     params=params,
-                    priority=priority or 0,
+                    priority=BATCH_PRIORITY if caller.is_batch else priority or 0,
                     namespace=caller.tenant.namespace_with(salt),
                     arrival_s=arrival_s,
                 )
@@ -149,6 +158,12 @@ class Front:
         """The request is answered or given up: whatever of it still runs is cancelled."""
         self.running.discard(running)
         self.fleet.cancel(running)
+
+    def storage_or_refuse(self) -> Storage:
+        """Raises HttpError where files and batches cannot be had."""
+        if self.storage is None:
+            raise HttpError("storage_unavailable", self.storage_problem)
+        return self.storage
 
     def close(self) -> None:
         for pool in (self._codec, self._long_codec):

@@ -20,6 +20,7 @@ from octavo.link import frames
 from octavo.obs.log import Log
 from octavo.server import admin
 from octavo.server.app import build_app
+from octavo.server.batches import keeping
 from octavo.server.fleet import Fleet
 from octavo.server.front import Front
 from octavo.server.protocol import SafeProtocol, http_settings
@@ -74,7 +75,8 @@ async def serve(
             ready = await starting
             front = Front(server, fleet, ready, log)
             try:
-                async with admin.serving(admin.Operator(front, engine, stop.once.set), admin_sockets):
+                operator = admin.Operator(front, engine, stop.once.set)
+                async with keeping(front), admin.serving(operator, admin_sockets):
                     await _serve_http(front, listening, stop, lambda: on_ready(address(listening), ready))
             finally:
                 front.close()
@@ -157,6 +159,8 @@ async def _serve_http(
 async def _drain(front: Front, stop: _Signals) -> None:
     """Refuse what is new, let what runs end, then tell the rest in so many words that it will not."""
     front.is_draining = True
+    if front.batches is not None:
+        await front.batches.stop()
     front.log.note("draining", requests=len(front.running), within_s=front.config.drain_s)
     deadline_s = time.monotonic() + front.config.drain_s
     while front.running and time.monotonic() < deadline_s and not stop.twice.is_set():

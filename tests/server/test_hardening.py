@@ -331,7 +331,9 @@ def test_json_that_is_out_of_bounds(server, path, body, code, param):
             assert error["param"] == param
 
 
-@pytest.mark.parametrize("raw", [b'{"prompt": "\xff"}', b'{"prompt": "\xed\xa0\x80"}', b'\xef\xbb\xbf{"prompt": "x"}'])
+@pytest.mark.parametrize(
+    "raw", [b'{"prompt": "\xff"}', b'{"prompt": "\xed\xa0\x80"}', b'\xef\xbb\xbf{"prompt": "x"}']
+)
 def test_bytes_that_are_no_text(server, raw):
     answer = server.post("/v1/completions", content=raw, headers=JSON)
     assert (answer.status_code, error_of(answer)["code"]) == (400, "invalid_json")
