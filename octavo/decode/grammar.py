@@ -155,9 +155,7 @@ class Follower:
         """
         self._output.append(token)
         self._mask = None
-        if not _guarded(lambda: self._matcher.consume_token(token)):
-            return False
-        if not _guarded(self._matcher.is_accepting):
+        if _guarded(lambda: self._matcher.consume_token(token)) and not _guarded(self._matcher.is_accepting):
             return False
         try:
             return not self.mask().text.any()
@@ -191,7 +189,7 @@ class Follower:
         return Mask(bits[:size], bool(bits[self._compiled.vocabulary.end]))
 
     def _has_run_out(self) -> bool:
-        return self._matcher.stop_reason() == "LexerTooComplex"
+        return "too many states" in self._matcher.get_error()
 
 
 def _guarded(work: Callable[[], _T]) -> _T | None:

@@ -171,7 +171,9 @@ class AsyncLLM:
         request_id = request_id or f"async-{next(self._numbers)}"
         text, tokens = read_prompt(prompt, self.tokenizer)
         params = sampling_params or SamplingParams()
-        grammar = await asyncio.to_thread(self.built.engine.grammar, params) if params.grammar else None
+        grammar = None
+        if isinstance(params, SamplingParams) and params.grammar is not None:
+            grammar = await asyncio.to_thread(self.built.engine.grammar, params)
         updates: asyncio.Queue[Update | BaseException] = asyncio.Queue()
         listener = _Listener(asyncio.get_running_loop(), updates)
 

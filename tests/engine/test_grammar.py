@@ -405,16 +405,25 @@ def test_the_same_from_asyncio(llm, tiny):
 
 def test_a_grammar_that_has_grown_to_its_limits_is_compiled_anew(tiny, monkeypatch):
     """What others made llguidance work out counts against nobody else; the output is what it would have been."""
-    grammar = Grammar(kind="regex", source="(?s:.)*x(?s:.){40}")
+    grammar = Grammar(kind="regex", source="[ab]*a[ab]{14}c")
     with engine(tiny) as made:
-        wanted = one(made, grammar, seed=2, max_tokens=30).token_ids
+        wanted = one(made, grammar, seed=2, max_tokens=50).token_ids
     calls = []
     real = grammars.Grammars.compiled_anew
     monkeypatch.setattr(
         grammars.Grammars, "compiled_anew", lambda self, one: (calls.append(one), real(self, one))[1]
     )
-    monkeypatch.setattr("octavo.codec.grammar.MAX_LEXER_STATES", 120)
+    monkeypatch.setattr("octavo.codec.grammar.MAX_LEXER_STATES", 60)
     with engine(tiny) as made:
-        found = [one(made, grammar, seed=seed, max_tokens=30) for seed in (11, 12, 13, 14, 15, 2)]
+        found = [one(made, grammar, seed=seed, max_tokens=50) for seed in (11, 12, 13, 14, 15, 2)]
     assert found[-1].token_ids == wanted
     assert len(calls) > 1, "the limit was never met"
+
+
+def test_one_that_asks_for_too_much_by_itself_fails_alone(tiny, monkeypatch):
+    monkeypatch.setattr("octavo.codec.grammar.MAX_LEXER_STATES", 20)
+    with engine(tiny) as made:
+        output = one(made, Grammar(kind="regex", source="[ab]*a[ab]{14}c"), max_tokens=50)
+        assert output.finish_reason == "error"
+        assert "too many states" in str(output.error)
+        assert one(made, choice(["ok"])).text == "ok"
