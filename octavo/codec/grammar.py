@@ -182,12 +182,19 @@ def _definition(grammar: Grammar) -> str:
 
 
 def _json_schema(source: str) -> str:
+    text = source.strip()
+    text = {"true": "{}", "false": '{"enum": []}'}.get(text, text)  # options need an object to be put in
+    if not text.startswith("{"):
+        raise InvalidGrammar("a JSON schema is a JSON object, or true", param="grammar")
     try:
-        return llguidance.LLMatcher.grammar_from_json_schema(source, overrides=JSON_OPTIONS)
+        return llguidance.LLMatcher.grammar_from_json_schema(text, overrides=JSON_OPTIONS)
     except ValueError as error:
-        raise InvalidGrammar(
-            f"the JSON schema is not valid JSON: {_one_line(str(error))}", param="grammar"
-        ) from None
+        problem = _one_line(str(error))
+        if _TOO_MUCH.search(problem):
+            raise GrammarTooComplex(
+                f"the JSON schema is nested too deeply: {problem}", param="grammar"
+            ) from None
+        raise InvalidGrammar(f"the JSON schema is not valid JSON: {problem}", param="grammar") from None
 
 
 def _regex(source: str) -> str:
@@ -236,6 +243,7 @@ def _refused(grammar: Grammar, problem: str) -> InvalidGrammar | GrammarTooCompl
             f"the {name} uses {keys}, which cannot be followed; leave it out", param="grammar"
         )
     if _TOO_MUCH.search(problem):
+        problem = problem.partition("; either increase")[0]
         return GrammarTooComplex(f"the {name} is too complex: {_one_line(problem)}", param="grammar")
     if grammar.kind != "lark":  # which alone has lines of its own
         problem = _PLACE.sub("", problem)
