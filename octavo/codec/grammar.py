@@ -19,7 +19,7 @@ from octavo.codec.tokenizer import Tokenizer
 from octavo.core.sequence import Grammar
 from octavo.errors import GrammarTooComplex, InvalidGrammar, Unsupported
 
-MAX_SOURCE_BYTES = 512 * 1024
+MAX_SOURCE_CHARS = 512 * 1024
 MAX_CHOICES = 10_000
 MAX_LEXER_STATES = 50_000
 """Of one compiled grammar, about 2 kB each; they are made as texts need them and shared by all who follow it."""
@@ -133,11 +133,18 @@ def matcher(grammar: Grammar, vocabulary: Vocabulary) -> llguidance.LLMatcher:
 
     Raises InvalidGrammar, which says what is wrong, and GrammarTooComplex.
     """
-    if len(grammar.source) > MAX_SOURCE_BYTES or len(grammar.source.encode()) > MAX_SOURCE_BYTES:
+    if len(grammar.source) > MAX_SOURCE_CHARS:
         raise GrammarTooComplex(
-            f"the {_NAMES[grammar.kind]} has more than {MAX_SOURCE_BYTES} bytes; make it smaller",
+            f"the {_NAMES[grammar.kind]} has {len(grammar.source)} characters, at most {MAX_SOURCE_CHARS} are read",
             param="grammar",
         )
+    try:
+        grammar.source.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidGrammar(
+            f"the {_NAMES[grammar.kind]} holds a lone surrogate at character {error.start}; send valid Unicode",
+            param="grammar",
+        ) from None
     made = llguidance.LLMatcher(vocabulary.table, _definition(grammar), log_level=0, limits=_limits())
     problems = [made.get_error()] if made.is_error() else made.get_grammar_warnings()
     if problems:

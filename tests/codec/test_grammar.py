@@ -205,6 +205,7 @@ def test_both_notations_of_grammars(tokenizer, vocabulary, source):
         ("choice", "[1]", "every choice is a text"),
         ("choice", '[""]', "every choice is a text"),
         ("choice", "[", "at least one text"),
+        ("regex", "a\ud800", "lone surrogate at character 1"),
     ],
 )
 def test_malformed_ones_say_what_is_wrong_and_spoil_nothing(tokenizer, vocabulary, kind, source, named):
