@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from octavo.errors import ConfigError
-from octavo.units import MIB, parse_bytes, parse_count, parse_seconds
+from octavo.units import GIB, MIB, parse_bytes, parse_count, parse_seconds
 
 DTYPES = {
     "auto": "auto",
@@ -152,6 +152,19 @@ class ServerConfig:
     max_body_bytes: int = _knob(32 * MIB, "largest request body, such as 32MiB", text="bytes")
     keep_alive_s: float = _knob(10.0, "silence after which a stream gets a comment line", text="seconds")
     drain_s: float = _knob(30.0, "time for running requests to end after SIGTERM", text="seconds")
+    data_dir: str = _knob("~/.local/share/octavo", "folder for files, batches and their database")
+    store_url: str | None = _knob(
+        None,
+        "postgresql://... for files and batches, instead of SQLite in data_dir",
+        none="none",
+        secret=True,
+    )
+    max_file_bytes: int = _knob(512 * MIB, "largest file, such as 512MiB", text="bytes")
+    file_quota_bytes: int = _knob(16 * GIB, "files of one tenant together, such as 16GiB", text="bytes")
+    batch_max_lines: int = _knob(50_000, "requests in one batch", text="count")
+    batch_max_bytes: int = _knob(200 * 10**6, "bytes in one batch's input, such as 200MB", text="bytes")
+    batch_concurrency: int = _knob(64, "lines of batches running side by side, at most", text="count")
+    max_batches: int = _knob(100, "batches of one tenant that have not ended", text="count")
 
     def __post_init__(self) -> None:
         _text("host", self.host)
@@ -166,6 +179,15 @@ class ServerConfig:
         _whole("max_body_bytes", self.max_body_bytes, 1024, 2**31)
         _number("keep_alive_s", self.keep_alive_s, 0.05, 600.0)
         _number("drain_s", self.drain_s, 0.0, 86400.0)
+        _text("data_dir", self.data_dir)
+        if self.store_url is not None:
+            _text("store_url", self.store_url)
+        _whole("max_file_bytes", self.max_file_bytes, 1, 2**50)
+        _whole("file_quota_bytes", self.file_quota_bytes, 1, 2**60)
+        _whole("batch_max_lines", self.batch_max_lines, 1, 10**7)
+        _whole("batch_max_bytes", self.batch_max_bytes, 1, 2**50)
+        _whole("batch_concurrency", self.batch_concurrency, 1, 65536)
+        _whole("max_batches", self.max_batches, 1, 10**6)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

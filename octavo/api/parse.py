@@ -7,6 +7,7 @@ its value asks for nothing; one that never changes an answer; or unknown. Those 
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -46,7 +47,10 @@ FOR_THE_RECORD = frozenset(
 """Fields that never change an answer: they are accepted as they are."""
 
 _T = TypeVar("_T", bound=Generation)
+_S = TypeVar("_S", bound=msgspec.Struct)
 _PATH = re.compile(r" - at `\$\.?([^`]*)`$")
+_DECODERS: dict[type[msgspec.Struct], msgspec.json.Decoder[Any]] = {}
+_BUILDING = threading.Lock()
 _JSON = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
@@ -68,13 +72,29 @@ def parse(body: bytes, kind: type[_T]) -> tuple[_T, list[str]]:
             _refuse_unless_idle(name, raw)
         elif name not in known and name not in FOR_THE_RECORD:
             idle.append(name)
+    return decode(body, kind), idle
+
+
+def decode(body: bytes, kind: type[_S]) -> _S:
+    """The body as a `kind`. Raises HttpError (invalid_json) and RequestError (with the field as `param`)."""
     try:
-        return msgspec.json.decode(body, type=kind), idle
+        decoded: _S = _decoder(kind).decode(body)
+        return decoded
     except msgspec.ValidationError as error:
         message, param = _place(str(error))
         raise RequestError(message, param=param) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise HttpError("invalid_json", f"the body is not valid JSON: {_reason(error)}") from None
+
+
+def _decoder(kind: type[msgspec.Struct]) -> msgspec.json.Decoder[Any]:
+    """Built by one thread and whole before another sees it: msgspec 0.22 crashes when two threads meet a type that is
+    new to both.
+    """
+    if (built := _DECODERS.get(kind)) is None:
+        with _BUILDING:
+            built = _DECODERS.setdefault(kind, msgspec.json.Decoder(kind))
+    return built
 
 
 def warning(idle: list[str]) -> dict[str, str]:

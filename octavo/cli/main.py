@@ -18,6 +18,7 @@ from octavo.errors import ConfigError, KernelUnavailable, LoadError, OctavoError
 COMMANDS = {
     "serve": "the OpenAI-compatible server",
     "generate": "one prompt, or a file of them",
+    "batch": "an OpenAI batch file, restartable",
     "chat": "talk in the terminal",
     "bench": "measure: latency, throughput, machine",
     "eval": "quality of a model on a task",

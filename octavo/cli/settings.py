@@ -39,12 +39,15 @@ class Settings:
         return getattr(part, knob.name)
 
 
-def add_flags(parser: argparse.ArgumentParser, wanted: Iterable[str]) -> None:
-    """A flag for each setting of the sections `wanted`, `--config`, and help that names the variable."""
+def add_flags(parser: argparse.ArgumentParser, wanted: Iterable[str], also: Iterable[str] = ()) -> None:
+    """A flag for each setting of the sections `wanted` and those named in `also`, `--config`, and help that names
+    the variable.
+    """
+    wanted, also = set(wanted), set(also)
     parser.add_argument("--config", metavar="FILE.toml", help=f"settings file [{env.CONFIG_VARIABLE}]")
     group = parser.add_argument_group("settings")
     for knob in KNOBS:
-        if knob.section not in wanted:
+        if knob.section not in wanted and knob.name not in also:
             continue
         default = "" if knob.default in (None, ()) else f", default {knob.default}"
         text = f"{knob.help} [{knob.variable}{default}]".replace("%", "%%")

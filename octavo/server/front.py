@@ -9,7 +9,7 @@ import secrets
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from octavo.api.common import ModelCard
 from octavo.api.faults import HttpError
@@ -26,7 +26,13 @@ from octavo.server.grammars import Grammars
 from octavo.server.running import Running
 from octavo.server.tenants import Caller
 
+if TYPE_CHECKING:
+    from octavo.server.batch_runner import Batches
+    from octavo.server.storage import Storage
+
 NUM_CODEC_THREADS = 2
+BATCH_PRIORITY = 2**40
+"""Behind whatever anybody asks for."""
 _T = TypeVar("_T")
 
 
@@ -45,6 +51,9 @@ class Front:
         self.started_s = time.time()
         self.is_draining = False
         self.running: set[Running] = set()
+        self.storage: Storage | None = None
+        self.batches: Batches | None = None
+        self.storage_problem = "this server keeps no files"
         self._codec = ThreadPoolExecutor(NUM_CODEC_THREADS, thread_name_prefix="octavo-codec")
         self.card = ModelCard(
             id=config.served_model_name or ready.model,
@@ -97,7 +106,7 @@ class Front:
                     request_id=secrets.token_hex(16),
                     prompt_token_ids=tuple(prompt),
                     params=params,
-                    priority=priority or 0,
+                    priority=BATCH_PRIORITY if caller.is_batch else priority or 0,
                     namespace=caller.tenant.namespace_with(salt),
                     arrival_s=arrival_s,
                 )
@@ -124,6 +133,12 @@ class Front:
         """The request is answered or given up: whatever of it still runs is cancelled."""
         self.running.discard(running)
         self.fleet.cancel(running)
+
+    def storage_or_refuse(self) -> Storage:
+        """Raises HttpError where files and batches cannot be had."""
+        if self.storage is None:
+            raise HttpError("storage_unavailable", self.storage_problem)
+        return self.storage
 
     def close(self) -> None:
         self._codec.shutdown(wait=False, cancel_futures=True)

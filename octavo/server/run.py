@@ -19,6 +19,7 @@ from octavo.errors import Bug, ConfigError
 from octavo.link import frames
 from octavo.obs.log import Log
 from octavo.server.app import build_app
+from octavo.server.batches import keeping
 from octavo.server.fleet import Fleet
 from octavo.server.front import Front
 from octavo.server.replica import COMMAND
@@ -68,7 +69,8 @@ async def serve(
             ready = await starting
             front = Front(server, fleet, ready, log)
             try:
-                await _serve_http(front, listening, stop, lambda: on_ready(address(listening), ready))
+                async with keeping(front):
+                    await _serve_http(front, listening, stop, lambda: on_ready(address(listening), ready))
             finally:
                 front.close()
     finally:
@@ -154,6 +156,8 @@ async def _serve_http(
 async def _drain(front: Front, stop: _Signals) -> None:
     """Refuse what is new, let what runs end, then tell the rest in so many words that it will not."""
     front.is_draining = True
+    if front.batches is not None:
+        await front.batches.stop()
     front.log.note("draining", requests=len(front.running), within_s=front.config.drain_s)
     deadline_s = time.monotonic() + front.config.drain_s
     while front.running and time.monotonic() < deadline_s and not stop.twice.is_set():

@@ -155,10 +155,17 @@ async def respond(request: Request, writer: Writer) -> Response:
     """
     front, running = writer.front, writer.running
     async with watching(request.receive, running.abandon):
+        if not writer.is_stream:
+            return json_response(await whole_answer(writer), headers=writer.headers)
         await front.admit(running)
-        if writer.is_stream:
-            return EventStream(writer.events(), running, front.finish, writer.headers)
-        try:
-            return json_response(writer.whole(await answers.collect(running)), headers=writer.headers)
-        finally:
-            front.finish(running)
+        return EventStream(writer.events(), running, front.finish, writer.headers)
+
+
+async def whole_answer(writer: Writer) -> object:
+    """Run what the writer's request asks for to its end. Raises what refuses or ends it, or Gone."""
+    front, running = writer.front, writer.running
+    await front.admit(running)
+    try:
+        return writer.whole(await answers.collect(running))
+    finally:
+        front.finish(running)

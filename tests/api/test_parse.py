@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import pytest
 from hypothesis import given, settings
@@ -191,3 +193,40 @@ def test_any_object_is_a_request_or_a_named_refusal(fields, is_chat):
     assert isinstance(params, SamplingParams) != (
         code in ("invalid_json", "invalid_value", "unsupported_parameter")
     )
+
+
+THREADS = """
+from __future__ import annotations
+import sys, threading
+import msgspec
+from octavo.api.parse import decode
+
+sys.setswitchinterval(1e-6)
+barrier = threading.Barrier(6)
+for number in range(60):
+    class Inner(msgspec.Struct):
+        a: dict[str, list[int | None]] | None = None
+        b: tuple[int, str] | None = None
+
+    class Kind(msgspec.Struct):
+        name: str
+        first: list[Inner] | None = None
+        second: dict[str, Inner] | None = None
+
+    got = []
+
+    def read(kind: type = Kind) -> None:
+        barrier.wait()
+        got.append(decode(b'{"name": "x", "first": [{"a": {"k": [1]}}]}', kind).name)
+
+    threads = [threading.Thread(target=read) for _ in range(6)]
+    [thread.start() for thread in threads]
+    [thread.join() for thread in threads]
+    assert got == ["x"] * 6
+"""
+
+
+def test_threads_may_meet_a_type_for_the_first_time_together():
+    """Requests are read in several threads; the first two of a server may come at once."""
+    done = subprocess.run([sys.executable, "-c", THREADS], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr

@@ -8,6 +8,7 @@ several has "#i" in front when i > 0. Commands in the prompt change what happens
     !forever   goes on until cancelled                         !slow      a pause between tokens
     !wait      accepted and then silent until cancelled        !garbage   bytes that are no frame
     !stray     a frame that makes no sense here                !gate=F    waits until there is a file F
+    !priority  the answer is the request's priority
 """
 
 from __future__ import annotations
@@ -107,6 +108,8 @@ class FakeEngine:
                     await asyncio.sleep(0.01)
             if "!wait" in prompt:
                 await asyncio.sleep(3600)
+            if "!priority" in prompt:
+                prompt = f"say:{submit.priority}"
             for index in range(submit.params.n):
                 drawn += await self._choice(submit, prompt, index)
         except asyncio.CancelledError:

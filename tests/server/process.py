@@ -7,6 +7,7 @@ import re
 import select
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -53,7 +54,21 @@ class Served:
 def serving(
     arguments: Sequence[str], command: Sequence[str] = FAKE, env: dict[str, str] | None = None
 ) -> Iterator[Served]:
-    """A server on a free port, stopped (by its own process id) at the end of the block."""
+    """A server on a free port, stopped (by its own process id) at the end of the block.
+
+    Its files go to a folder of its own unless the arguments name one.
+    """
+    with contextlib.ExitStack() as after:
+        if "--data-dir" not in arguments:
+            folder = after.enter_context(tempfile.TemporaryDirectory(prefix="octavo-data-"))
+            arguments = [*arguments, "--data-dir", folder]
+        yield after.enter_context(_serving(arguments, command, env))
+
+
+@contextlib.contextmanager
+def _serving(
+    arguments: Sequence[str], command: Sequence[str], env: dict[str, str] | None
+) -> Iterator[Served]:
     process = subprocess.Popen(
         [*command, *arguments, "--port", "0"],
         stdout=subprocess.PIPE,
