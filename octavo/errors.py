@@ -50,6 +50,18 @@ class Unsupported(RequestError):
     code = "unsupported_parameter"
 
 
+class InvalidGrammar(RequestError):
+    """What the output is to be held to is malformed, unsatisfiable, or uses what cannot be followed."""
+
+    code = "invalid_grammar"
+
+
+class GrammarTooComplex(RequestError):
+    """What the output is to be held to is sound, and too much to be followed within the limits."""
+
+    code = "schema_too_complex"
+
+
 class Busy(OctavoError):
     """The queue is full; the same request can succeed later.
 

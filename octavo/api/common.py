@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sized
 from typing import Any
 
 import msgspec
 
+from octavo.api.structure import Structured
 from octavo.core.sequence import SamplingParams
 from octavo.errors import RequestError
 
 MAX_STOPS = 4
+MAX_BAD_WORDS = 128
+MAX_TEXT_CHARS = 4096
+"""All stops together, and all bad words."""
+MAX_BIASES = 1024
+MAX_STOP_TOKENS = 1024
+MAX_ALLOWED_TOKENS = 2**18
+MAX_WHOLE = 2**31 - 1
 
 
 class StreamOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -19,7 +28,7 @@ class StreamOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     continuous_usage_stats: bool | None = None
 
 
-class Generation(msgspec.Struct, frozen=True, kw_only=True):
+class Generation(Structured, frozen=True, kw_only=True):
     """Fields of both request types. None means "not given": clients send null for what they leave out.
 
     After `cache_salt` come extensions of other servers' making; they mean what they mean in `SamplingParams`.
@@ -50,6 +59,10 @@ class Generation(msgspec.Struct, frozen=True, kw_only=True):
     early_stopping: bool | None = None
     priority: int | None = None
     return_token_ids: bool | None = None
+    bad_words: list[str] | None = None
+    allowed_token_ids: list[int] | None = None
+    include_stop_str_in_output: bool | None = None
+    skip_special_tokens: bool | None = None
 
     @property
     def include_usage(self) -> bool:
@@ -66,9 +79,16 @@ class Generation(msgspec.Struct, frozen=True, kw_only=True):
         """
         if self.stream_options is not None and not self.stream:
             raise RequestError("stream_options needs stream to be true", param="stream_options")
+        stops = [self.stop] if isinstance(self.stop, str) else self.stop
+        _check_texts("stop", stops, MAX_STOPS)
+        _check_texts("bad_words", self.bad_words, MAX_BAD_WORDS)
+        _check_count("logit_bias", self.logit_bias, MAX_BIASES, "tokens")
+        _check_count("stop_token_ids", self.stop_token_ids, MAX_STOP_TOKENS, "tokens")
+        _check_count("allowed_token_ids", self.allowed_token_ids, MAX_ALLOWED_TOKENS, "tokens")
         fields: dict[str, Any] = {name: getattr(self, name) for name in _SAMPLED}
         fields["logit_bias"] = _token_bias(self.logit_bias)
-        fields["stop"] = _stops(self.stop)
+        fields["stop"] = stops
+        fields["grammar"] = self.grammar()
         fields |= more
         fields = {name: value for name, value in fields.items() if value is not None}
         for name, value in [*fields.items(), ("priority", self.priority)]:
@@ -79,25 +99,36 @@ class Generation(msgspec.Struct, frozen=True, kw_only=True):
 _SAMPLED = (
     "n", "temperature", "top_p", "seed", "presence_penalty", "frequency_penalty", "max_tokens",
     "top_k", "min_p", "repetition_penalty", "min_tokens", "ignore_eos", "stop_token_ids",
-    "prompt_logprobs", "beam_width", "length_penalty", "early_stopping",
+    "prompt_logprobs", "beam_width", "length_penalty", "early_stopping", "bad_words", "allowed_token_ids",
+    "include_stop_str_in_output", "skip_special_tokens",
 )  # fmt: skip
 
 
 def _check_width(name: str, value: Any) -> None:
     """JSON knows integers of any length; nothing behind the wire does."""
+    if name == "seed":
+        if isinstance(value, int) and not -(2**63) <= value < 2**64:
+            raise RequestError("seed holds an integer of more than 64 bits", param=name)
+        return
     numbers = value if isinstance(value, list | dict) else (value,)
     for number in numbers:
-        if isinstance(number, int) and not -(2**63) <= number < 2**64:
-            raise RequestError(f"{name} holds an integer of more than 64 bits", param=name)
+        if isinstance(number, int) and not -MAX_WHOLE <= number <= MAX_WHOLE:
+            raise RequestError(f"{name} holds an integer beyond {MAX_WHOLE}", param=name)
 
 
-def _stops(stop: str | list[str] | None) -> tuple[str, ...] | None:
-    if stop is None:
-        return None
-    stops = (stop,) if isinstance(stop, str) else tuple(stop)
-    if len(stops) > MAX_STOPS:
-        raise RequestError(f"stop has {len(stops)} texts, at most {MAX_STOPS} are allowed", param="stop")
-    return stops
+def _check_count(name: str, value: Sized | None, limit: int, what: str) -> None:
+    """Before anything is made of the value."""
+    if value is not None and len(value) > limit:
+        raise RequestError(f"{name} has {len(value)} {what}, at most {limit} are allowed", param=name)
+
+
+def _check_texts(name: str, texts: list[str] | None, limit: int) -> None:
+    _check_count(name, texts, limit, "texts")
+    num_chars = sum(map(len, texts or ()))
+    if num_chars > MAX_TEXT_CHARS:
+        raise RequestError(
+            f"{name} has {num_chars} characters in all, at most {MAX_TEXT_CHARS} are allowed", param=name
+        )
 
 
 def _token_bias(bias: dict[str, float] | None) -> dict[int, float] | None:

@@ -35,6 +35,8 @@ ROWS: Mapping[str, Row] = {
     "unsupported_parameter": Row(400, INVALID),
     "invalid_http": Row(400, INVALID),
     "context_length_exceeded": Row(400, INVALID),
+    "invalid_grammar": Row(400, INVALID),
+    "schema_too_complex": Row(400, INVALID),
     "invalid_api_key": Row(401, INVALID),
     "model_not_found": Row(404, INVALID),
     "not_found": Row(404, INVALID),

@@ -19,7 +19,7 @@ class Grammar:
     """What an output must look like.
 
     kind    "json_schema" (source is the schema as JSON), "json_object" (no source), "regex", "choice" (source is a
-            JSON list of texts) or "lark" (an EBNF grammar in Lark's notation)
+            JSON list of texts) or "lark" (an EBNF grammar in Lark's notation, or in the `::=` one of GBNF)
     Raises RequestError for a kind that is not one of these.
     """
 
@@ -51,11 +51,17 @@ class SamplingParams:
     stop                 texts that end the output, themselves left out
     stop_token_ids       token ids that end the output
     max_tokens           longest output; None means up to the model's window
-    min_tokens           no end of any kind before so many tokens
+    min_tokens           no end of any kind before so many tokens, unless the grammar is complete by then
     ignore_eos           do not end on the model's end tokens
     logprobs             report the chosen token's log-probability and that many of the highest; None reports none
     prompt_logprobs      the same for each prompt token; such a request does not read the prefix cache
     logit_bias           token id -> added to its logit
+    bad_words            texts that must not come, as the tokens they encode to, with and without a space before;
+                         the same text cut into other tokens passes
+    allowed_token_ids    the only tokens that may come, end tokens included; None allows all
+    include_stop_str_in_output
+                         keep the stop text, or the text of the stop token, at the end of the output
+    skip_special_tokens  leave special tokens out of the text
     beam_width           search this many beams instead of sampling; None samples
     length_penalty       beams are ranked by sum(logprob) / generated_tokens ** length_penalty
     early_stopping       beams: stop as soon as `beam_width` candidates have ended
@@ -63,7 +69,7 @@ class SamplingParams:
     embed                draw nothing: the mean of the prompt's final hidden states is what is asked for; such a
                          request does not read the prefix cache
 
-    Order of application: bias, penalties, temperature, top-k, top-p, min-p, draw.
+    Order of application: grammar, allowed tokens, bias, penalties, bad words, temperature, top-k, top-p, min-p, draw.
     Raises RequestError that names the field, the value and the allowed range.
     """
 
@@ -89,12 +95,20 @@ class SamplingParams:
     length_penalty: float = 1.0
     early_stopping: bool = False
     grammar: Grammar | None = None
+    bad_words: tuple[str, ...] = ()
+    allowed_token_ids: tuple[int, ...] | None = None
+    include_stop_str_in_output: bool = False
+    skip_special_tokens: bool = True
     embed: bool = False
 
     def __post_init__(self) -> None:
         stop: object = self.stop
         object.__setattr__(self, "stop", (stop,) if isinstance(stop, str) else _several("stop", stop))
         object.__setattr__(self, "stop_token_ids", _several("stop_token_ids", self.stop_token_ids))
+        object.__setattr__(self, "bad_words", _several("bad_words", self.bad_words))
+        if self.allowed_token_ids is not None:
+            allowed = _several("allowed_token_ids", self.allowed_token_ids)
+            object.__setattr__(self, "allowed_token_ids", allowed)
         _whole("n", self.n, 1, 128)
         if self.best_of is not None:
             _whole("best_of", self.best_of, self.n, 128)
@@ -107,10 +121,7 @@ class SamplingParams:
         _number("repetition_penalty", self.repetition_penalty, 0.0, 100.0, low_open=True)
         if self.seed is not None:
             _whole("seed", self.seed, -(2**63), 2**64 - 1)
-        if any(not isinstance(text, str) or not text for text in self.stop):
-            raise RequestError(f"stop must hold non-empty texts, got {list(self.stop)!r}", param="stop")
-        for token in self.stop_token_ids:
-            _whole("stop_token_ids", token, 0, None)
+        self._check_lists()
         if self.max_tokens is not None:
             _whole("max_tokens", self.max_tokens, 1, None)
         _whole("min_tokens", self.min_tokens, 0, self.max_tokens)
@@ -118,6 +129,28 @@ class SamplingParams:
             _whole("logprobs", self.logprobs, 0, 50)
         if self.prompt_logprobs is not None:
             _whole("prompt_logprobs", self.prompt_logprobs, 0, 50)
+        for name in ("ignore_eos", "early_stopping", "include_stop_str_in_output", "skip_special_tokens"):
+            _flag(name, getattr(self, name))
+        if not isinstance(self.grammar, Grammar | None):
+            raise RequestError(f"grammar must be a Grammar, got {self.grammar!r}", param="grammar")
+        self._check_beams()
+        self._check_embed()
+
+    def _check_lists(self) -> None:
+        for name, texts in (("stop", self.stop), ("bad_words", self.bad_words)):
+            if any(not isinstance(text, str) or not text for text in texts):
+                raise RequestError(f"{name} must hold non-empty texts, got {list(texts)!r}", param=name)
+        if self.allowed_token_ids == ():
+            raise RequestError(
+                "allowed_token_ids is empty, so nothing could come; name tokens or leave it out",
+                param="allowed_token_ids",
+            )
+        for name, tokens in (
+            ("stop_token_ids", self.stop_token_ids),
+            ("allowed_token_ids", self.allowed_token_ids or ()),
+        ):
+            for token in tokens:
+                _whole(name, token, 0, None)
         if not isinstance(self.logit_bias, Mapping | None):
             raise RequestError(
                 f"logit_bias must map token ids to numbers, got {self.logit_bias!r}", param="logit_bias"
@@ -125,12 +158,6 @@ class SamplingParams:
         for token, bias in (self.logit_bias or {}).items():
             _whole("logit_bias", token, 0, None)
             _number("logit_bias", bias, -100.0, 100.0)
-        _flag("ignore_eos", self.ignore_eos)
-        _flag("early_stopping", self.early_stopping)
-        if not isinstance(self.grammar, Grammar | None):
-            raise RequestError(f"grammar must be a Grammar, got {self.grammar!r}", param="grammar")
-        self._check_beams()
-        self._check_embed()
 
     def _check_embed(self) -> None:
         _flag("embed", self.embed)

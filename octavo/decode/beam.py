@@ -65,14 +65,16 @@ def candidates(
     prompt_tokens: Sequence[int] = (),
     output_tokens: Sequence[int] = (),
     suppressed: frozenset[int] = frozenset(),
+    allowed: Tensor | None = None,
 ) -> tuple[tuple[int, float], ...]:
     """The `count` likeliest next tokens of one beam as (token, log-probability), likeliest first.
 
-    logits  [V] float32; bias, penalties and `suppressed` act on the log-probabilities, as transformers has it
+    logits  [V] float32; bias, penalties, `suppressed` and `allowed` (see `sampler.Job`) act on the log-probabilities,
+            as transformers has it
     Tokens of probability 0 are left out, so there may be fewer. Raises BadLogits.
     """
     check_row(logits)
-    row = adjusted(logits.log_softmax(-1), params, prompt_tokens, output_tokens, suppressed)
+    row = adjusted(logits.log_softmax(-1), params, prompt_tokens, output_tokens, suppressed, allowed)
     ids, values = highest(row, min(count, row.numel()))
     pairs = zip(ids.tolist(), values.tolist(), strict=True)
     return tuple((token, logprob) for token, logprob in pairs if logprob > float("-inf"))

@@ -1,8 +1,8 @@
 """The next token of a sequence, from its row of logits.
 
-Order: logit bias, penalties (presence and frequency over the output, then repetition over prompt and output),
-tokens forbidden for now, temperature, top-k, top-p, min-p, draw. All in float32, one row at a time: a row's
-token does not depend on what else is in the batch.
+Order: tokens that are not allowed, logit bias, penalties (presence and frequency over the output, then repetition over
+prompt and output), tokens forbidden for now, temperature, top-k, top-p, min-p, draw. All in float32, one row at a time:
+a row's token does not depend on what else is in the batch.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ class Job:
     prompt_tokens, output_tokens
               the sequence so far, read by the penalties only
     suppressed
-              token ids that must not be drawn now (end tokens before min_tokens)
+              token ids that must not be drawn now (end tokens before min_tokens, ends of bad words)
+    allowed   [V] bool: the only tokens that may be drawn; None allows all
     """
 
     row: int
@@ -44,6 +45,7 @@ class Job:
     prompt_tokens: Sequence[int] = ()
     output_tokens: Sequence[int] = ()
     suppressed: Collection[int] = field(default=frozenset())
+    allowed: Tensor | None = None
 
 
 def check_params(params: SamplingParams, vocab_size: int) -> None:
@@ -65,6 +67,7 @@ def sample_row(
     prompt_tokens: Sequence[int] = (),
     output_tokens: Sequence[int] = (),
     suppressed: Collection[int] = frozenset(),
+    allowed: Tensor | None = None,
 ) -> Choice:
     """Draws one token.
 
@@ -73,7 +76,7 @@ def sample_row(
     Raises BadLogits when nothing can be drawn, RequestError when `logit_bias` names a token past V.
     """
     check_row(logits)
-    row = adjusted(logits, params, prompt_tokens, output_tokens, suppressed)
+    row = adjusted(logits, params, prompt_tokens, output_tokens, suppressed, allowed)
     if params.is_greedy:
         token = int(row.argmax())
     else:
@@ -118,6 +121,7 @@ def sample_rows(
                         job.prompt_tokens,
                         job.output_tokens,
                         job.suppressed,
+                        job.allowed,
                     )
                 )
         except BadLogits as error:
@@ -127,7 +131,8 @@ def sample_rows(
 
 def _is_plain(job: Job) -> bool:
     """Whether the highest raw logit is the answer."""
-    return job.params.is_greedy and not job.suppressed and not _changes_logits(job.params)
+    is_free = job.allowed is None and not job.suppressed
+    return job.params.is_greedy and is_free and not _changes_logits(job.params)
 
 
 def _changes_logits(params: SamplingParams) -> bool:
@@ -145,15 +150,16 @@ def adjusted(
     prompt_tokens: Sequence[int],
     output_tokens: Sequence[int],
     suppressed: Collection[int],
+    allowed: Tensor | None = None,
 ) -> Tensor:
-    """The row after bias, penalties and forbidden tokens; the row itself when nothing changes it.
+    """The row without what is not allowed, after bias, penalties and forbidden tokens; itself when nothing changes it.
 
     row  [V] float32: logits, or log-probabilities in beam search; only read
     Raises RequestError when `logit_bias` names a token past V.
     """
-    if not suppressed and not _changes_logits(params):
+    if allowed is None and not suppressed and not _changes_logits(params):
         return row
-    row = row.clone()
+    row = row.clone() if allowed is None else row.masked_fill(~allowed, float("-inf"))
     if params.logit_bias:
         check_params(params, row.numel())
         row[_ids(params.logit_bias, row)] += torch.tensor(

@@ -16,6 +16,7 @@ from octavo.core.scheduler import Scheduler
 from octavo.core.sequence import Request, SamplingParams
 from octavo.core.step import Event, Finished, Forked, Held, Preempted, Step, StepResult, Token
 from octavo.decode.beam import BeamSearch
+from octavo.decode.grammar import Compiled, Grammars
 from octavo.engine.outputs import ChoiceEnded, Delta, RequestMetrics, Update
 from octavo.engine.tracking import Tracked
 from octavo.errors import Bug, RequestError, Unsupported
@@ -55,6 +56,7 @@ class Engine:
         self.scheduler = scheduler
         self._vocab_size = vocab_size
         self.tokenizer = tokenizer
+        self._grammars = Grammars(tokenizer, vocab_size)
         self._executor = executor
         self._clock = clock
         self._seed = seed
@@ -90,18 +92,29 @@ class Engine:
             num_kv_blocks=usable,
         )
 
+    def grammar(self, params: SamplingParams) -> Compiled | None:
+        """The compiled grammar of these parameters, for `add`. May be called from any thread, while steps go on.
+
+        Raises RequestError for one that cannot be followed.
+        """
+        return None if params.grammar is None else self._grammars.compiled(params.grammar)
+
     def add(
         self,
         prompt_token_ids: Sequence[int],
         params: SamplingParams,
         *,
         request_id: str,
+        grammar: Compiled | None = None,
         prompt_text: str | None = None,
         priority: int = 0,
         namespace: bytes = b"",
         arrival_s: float | None = None,
     ) -> None:
-        """Accept a request. Raises RequestError, and leaves nothing behind, when it can never be served."""
+        """Accept a request. Raises RequestError, and leaves nothing behind, when it can never be served.
+
+        grammar  that of `params`, where it has been compiled already; compiled here otherwise
+        """
         self._raise_failure()
         if request_id in self._tracked:
             raise RequestError(
@@ -109,6 +122,9 @@ class Engine:
             )
         _check_types(params, priority, namespace)
         self._check(prompt_token_ids, params)
+        if grammar is None:
+            grammar = self.grammar(params)
+        bad_words = _bad_words(params, self.tokenizer)
         now_s = self._clock()
         request = Request(
             request_id=request_id,
@@ -125,6 +141,8 @@ class Engine:
             prompt_text=prompt_text,
             tokenizer=self.tokenizer,
             metrics=RequestMetrics(arrival_s=now_s if arrival_s is None else arrival_s, seed=seed),
+            grammar=grammar,
+            bad_words=bad_words,
         )
         if params.beam_width is not None:
             ends = frozenset(params.stop_token_ids) | (
@@ -149,11 +167,14 @@ class Engine:
                 raise RequestError(
                     f"prompt token {token} is outside the vocabulary of {size} tokens", param="prompt"
                 )
-        for token in (*params.stop_token_ids, *(params.logit_bias or ())):
-            if token >= size:
-                raise RequestError(f"token id {token} is outside the vocabulary of {size} tokens")
-        if params.grammar is not None:
-            raise Unsupported("this build follows no grammar; leave it out", param="grammar")
+        for name in ("stop_token_ids", "logit_bias", "allowed_token_ids"):
+            for token in getattr(params, name) or ():
+                if token >= size:
+                    raise RequestError(
+                        f"token id {token} is outside the vocabulary of {size} tokens", param=name
+                    )
+        if params.beam_width is not None and params.grammar is not None:
+            raise Unsupported("a grammar cannot be combined with beam_width", param="grammar")
         if params.beam_width is not None and params.stop:
             raise Unsupported(
                 "stop texts cannot be combined with beam_width; use stop_token_ids", param="stop"
@@ -256,6 +277,8 @@ class Engine:
             index=sequence.index,
             seed=metrics.seed,
             end_token_ids=request.end_token_ids,
+            grammar=tracked.grammar,
+            bad_words=tracked.bad_words,
         )
 
     def _launch(self, planned: tuple[Step, list[Start]] | None) -> None:
@@ -318,15 +341,20 @@ class Engine:
             self._appended.append((event.seq_id, event.token))
             return []
         payload = event.payload
-        choice = None
+        choice, is_complete = None, False
         if isinstance(payload, Payload):
-            choice = payload.choices[event.index if len(payload.choices) > 1 else 0]
-        is_stop = ending is not None and ending.stop_token is not None
-        delta, hit = tracked.push(event.index, event.token, choice, is_stop=is_stop)
+            place = event.index if len(payload.choices) > 1 else 0
+            choice = payload.choices[place]
+            is_complete = bool(payload.complete) and payload.complete[place]
+        is_end = (
+            is_complete and event.token in tracked.request.end_token_ids
+        )  # before min_tokens the core sees none
+        is_stop = is_end or (ending is not None and ending.stop_token is not None)
+        delta, hit = tracked.push(event.index, event.token, choice, is_stop=is_stop, is_complete=is_complete)
         if tracked.is_streamed:
             updates.append(delta)
         if hit is None:
-            return []
+            return list(self.scheduler.finish(event.seq_id, "stop", now_s)) if is_complete else []
         tracked.choices[event.index].output.stop_reason = hit
         return list(self.scheduler.finish(event.seq_id, "stop", now_s))
 
@@ -384,6 +412,19 @@ class Engine:
             return
         cut_short = event.reason if event.reason in ("cancelled", "error") else None
         tracked.close_beams(cut_short, event.error)
+
+
+def _bad_words(params: SamplingParams, tokenizer: Tokenizer) -> tuple[tuple[int, ...], ...]:
+    """The tokens of each bad word as it stands at the front of a text, and after a space. Raises RequestError."""
+    found: dict[tuple[int, ...], None] = {}
+    for word in params.bad_words:
+        for text in (word, f" {word.lstrip()}"):
+            tokens = tuple(tokenizer.encode(text, add_special_tokens=False))
+            if tokens:
+                found[tokens] = None
+            elif text is word:
+                raise RequestError(f"the bad word {word!r} has no tokens", param="bad_words")
+    return tuple(found)
 
 
 def _check_types(params: object, priority: object, namespace: object) -> None:

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import octavo
 from octavo.config import EngineConfig
+from octavo.decode.grammar import Compiled
 from octavo.engine.build import Built, build, plan
 from octavo.engine.outputs import ChoiceEnded, Delta, Logprob, RequestEnded, RequestOutput, Update
 from octavo.engine.service import EngineThread
@@ -81,7 +82,7 @@ class EngineProcess:
                 frame = await self._channel.receive()
                 match frame:
                     case frames.Submit():
-                        self._submit(frame)
+                        await self._submit(frame)
                     case frames.Cancel():
                         self._thread.call(partial(self._cancel, frame.request_id))
                     case frames.ResetCache():
@@ -97,16 +98,26 @@ class EngineProcess:
             print(f"octavo engine: {error}", file=sys.stderr, flush=True)
             self._end(EXIT_BROKEN)
 
-    def _submit(self, frame: frames.Submit) -> None:
-        self._thread.call(partial(self._add, frame))
+    async def _submit(self, frame: frames.Submit) -> None:
+        """Compile a grammar beside the engine's thread, then add. Frames behind this one wait, so order is kept."""
+        grammar: Compiled | OctavoError | None = None
+        if frame.params.grammar is not None:
+            try:
+                grammar = await asyncio.to_thread(self._built.engine.grammar, frame.params)
+            except OctavoError as error:
+                grammar = error
+        self._thread.call(partial(self._add, frame, grammar))
 
-    def _add(self, frame: frames.Submit) -> None:
+    def _add(self, frame: frames.Submit, grammar: Compiled | OctavoError | None) -> None:
         """In the engine's thread: accept or refuse, before any token of the request can be drawn."""
         try:
+            if isinstance(grammar, OctavoError):
+                raise grammar
             self._built.engine.add(
                 frame.prompt_token_ids,
                 frame.params,
                 request_id=frame.request_id,
+                grammar=grammar,
                 priority=frame.priority,
                 namespace=frame.namespace,
                 arrival_s=frame.arrival_s or None,

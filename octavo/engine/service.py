@@ -170,15 +170,19 @@ class AsyncLLM:
         """
         request_id = request_id or f"async-{next(self._numbers)}"
         text, tokens = read_prompt(prompt, self.tokenizer)
+        params = sampling_params or SamplingParams()
+        grammar = None
+        if isinstance(params, SamplingParams) and params.grammar is not None:
+            grammar = await asyncio.to_thread(self.built.engine.grammar, params)
         updates: asyncio.Queue[Update | BaseException] = asyncio.Queue()
         listener = _Listener(asyncio.get_running_loop(), updates)
 
         def add() -> None:
-            params = sampling_params or SamplingParams()
             self.built.engine.add(
                 tokens,
                 params,
                 request_id=request_id,
+                grammar=grammar,
                 prompt_text=text,
                 priority=priority,
                 namespace=namespace,

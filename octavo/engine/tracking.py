@@ -10,6 +10,7 @@ from octavo.codec.stop import StopMatcher
 from octavo.codec.tokenizer import Tokenizer
 from octavo.core.sequence import Request, SamplingParams
 from octavo.decode.beam import BeamSearch
+from octavo.decode.grammar import Compiled
 from octavo.decode.logprobs import Choice
 from octavo.engine.outputs import (
     CompletionOutput,
@@ -23,12 +24,13 @@ from octavo.engine.outputs import (
 
 @dataclass(slots=True)
 class Growing:
-    """One choice while its tokens arrive."""
+    """One choice while its tokens arrive. `is_complete` by its grammar: nothing can follow."""
 
     output: CompletionOutput
     detokenizer: Detokenizer
     stops: StopMatcher
     ended: bool = False
+    is_complete: bool = False
 
 
 @dataclass(slots=True)
@@ -39,6 +41,8 @@ class Tracked:
     prompt_text: str | None
     tokenizer: Tokenizer
     metrics: RequestMetrics
+    grammar: Compiled | None = None
+    bad_words: tuple[tuple[int, ...], ...] = ()
     choices: dict[int, Growing] = field(default_factory=dict)
     beams: BeamSearch | None = None
     waiting_beams: dict[int, tuple[tuple[int, float], ...]] = field(default_factory=dict)
@@ -60,21 +64,31 @@ class Tracked:
         if index not in self.choices:
             wants = self.params.logprobs is not None
             output = CompletionOutput(index, logprobs=[] if wants else None)
-            self.choices[index] = Growing(output, Detokenizer(self.tokenizer), StopMatcher(self.params.stop))
+            detokenizer = Detokenizer(
+                self.tokenizer,
+                self.params.skip_special_tokens,
+                continues=self.params.grammar is not None,  # which is about the tokens' bytes as they are
+            )
+            self.choices[index] = Growing(output, detokenizer, StopMatcher(self.params.stop))
         return self.choices[index]
 
     def push(
-        self, index: int, token: int, choice: Choice | None, *, is_stop: bool
+        self, index: int, token: int, choice: Choice | None, *, is_stop: bool, is_complete: bool = False
     ) -> tuple[Delta, str | None]:
         """Add a drawn token; returns what became visible and the stop text that was hit, if any.
 
-        is_stop  the token ends the output by its id, so its own text is left out
+        is_stop      the token ends the output by its id, so its own text is left out unless it is asked for
+        is_complete  the grammar lets nothing follow
         """
         growing = self.choice(index)
+        growing.is_complete = is_complete
         output = growing.output
         output.token_ids.append(token)
-        text = "" if is_stop else growing.detokenizer.push(token)
+        keeps_stop = self.params.include_stop_str_in_output
+        text = "" if is_stop and not keeps_stop else growing.detokenizer.push(token)
         text, hit = growing.stops.push(text, may_hit=len(output.token_ids) >= self.params.min_tokens)
+        if hit is not None and keeps_stop:
+            text += hit
         output.text += text
         entry = None
         if choice is not None:
@@ -87,8 +101,9 @@ class Tracked:
     def end(self, index: int, reason: str, stop_reason: str | int | None, error: str | None) -> str:
         """Close a choice; returns the text that was held back until now.
 
-        A stop text hit by the last token that max_tokens allowed is the reason all the same. Text held back can
-        itself complete a stop text (its last character was cut); then that is the reason.
+        A stop text hit by the last token that max_tokens allowed is the reason all the same, and so is a grammar
+        completed by it. Text held back can itself complete a stop text (its last character was cut); then that is the
+        reason.
         """
         growing = self.choice(index)
         growing.ended = True
@@ -98,6 +113,10 @@ class Tracked:
             rest, hit = growing.stops.push(growing.detokenizer.flush())
             if hit is None:
                 rest += growing.stops.flush()
+            elif self.params.include_stop_str_in_output:
+                rest += hit
+        if growing.is_complete and reason == "length":
+            reason = "stop"
         if growing.stops.hit is not None and reason == "length":
             reason, stop_reason = "stop", growing.stops.hit
         output.text += rest
@@ -125,8 +144,9 @@ class Tracked:
             tokens = list(beam.tokens)
             growing.output.token_ids = tokens
             growing.output.cumulative_logprob = beam.sum_logprob
-            shown = tokens[:-1] if beam.has_ended else tokens
-            growing.output.text = self.tokenizer.decode(shown)
+            hides_last = beam.has_ended and not self.params.include_stop_str_in_output
+            shown = tokens[:-1] if hides_last else tokens
+            growing.output.text = self.tokenizer.decode(shown, self.params.skip_special_tokens)
             last = tokens[-1] if beam.has_ended and tokens[-1] not in self.request.end_token_ids else None
             self._close_beam(growing, reason or ("stop" if beam.has_ended else "length"), last, error)
         if not found:

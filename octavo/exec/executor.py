@@ -8,6 +8,7 @@ from typing import Protocol
 
 from octavo.core.sequence import SamplingParams
 from octavo.core.step import Step, StepResult
+from octavo.decode.grammar import Compiled
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +20,8 @@ class Start:
     index          which of the request's parallel choices this is; keys its random numbers
     seed           keys its random numbers
     end_token_ids  the model's end tokens, forbidden until `params.min_tokens` unless ignored anyway
+    grammar        `params.grammar`, compiled
+    bad_words      `params.bad_words` as token ids, each at least one
     """
 
     seq_id: int
@@ -29,6 +32,8 @@ class Start:
     index: int
     seed: int
     end_token_ids: frozenset[int]
+    grammar: Compiled | None = None
+    bad_words: tuple[tuple[int, ...], ...] = ()
 
 
 class Executor(Protocol):

@@ -10,10 +10,12 @@ from torch import Tensor
 
 from octavo.core.step import Output, Slice, Step, StepResult
 from octavo.decode.beam import candidates, num_candidates
+from octavo.decode.grammar import DeadEnd
 from octavo.decode.logprobs import BadLogits, Choice, prompt_logprobs
 from octavo.decode.sampler import Job, sample_rows
 from octavo.errors import Bug
 from octavo.exec.batch import Held, build
+from octavo.exec.constraints import Constraints, Restriction
 from octavo.exec.executor import Start
 from octavo.exec.pooling import BadStates
 from octavo.kv.pool import KvPool
@@ -28,12 +30,14 @@ class Payload:
     choices     one per drawn token, in order
     prompt      (position, choice) of prompt tokens whose log-probability was asked for
     candidates  of a beam: likeliest next tokens as (token, log-probability)
+    complete    one per drawn token: its output is complete by its grammar, so nothing follows; () without a grammar
     embedding   with the last slice of an embedding's prompt: see `octavo.exec.pooling.Mean.unit`
     """
 
     choices: tuple[Choice, ...] = ()
     prompt: tuple[tuple[int, Choice], ...] = ()
     candidates: tuple[tuple[int, float], ...] = ()
+    complete: tuple[bool, ...] = ()
     embedding: bytes | None = None
 
 
@@ -44,6 +48,7 @@ class Runner:
         self.model = model
         self.kv = kv
         self._held: dict[int, Held] = {}
+        self._constraints = Constraints(model.arch.vocab_size, model.device)
 
     def run(
         self,
@@ -74,11 +79,13 @@ class Runner:
     ) -> None:
         for seq_id in (*ended, *step.preempted):
             self._held.pop(seq_id, None)
+            self._constraints.forget(seq_id)
         for seq_id, token in appended:
             if seq_id in self._held:  # a beam preempted since then starts anew, with this token
                 self._held[seq_id].tokens.append(token)
         for start in starts:
             self._held[start.seq_id] = Held(start, list(start.tokens))
+            self._constraints.learn(start)
 
     def _outputs(self, slices: Sequence[Slice], hidden: Tensor) -> tuple[Output, ...]:
         last_rows, row = [], 0
@@ -116,21 +123,27 @@ class Runner:
     def _drawn(self, slices: Sequence[Slice], logits: Tensor) -> dict[int, Output]:
         """Outputs of the slices that draw, by sequence; row i of `logits` belongs to slice i."""
         jobs: list[Job] = []
-        for row, piece in enumerate(slices):
-            if self._held[piece.seq_id].start.params.beam_width is None:
-                jobs.extend(self._jobs(piece, row))
-        drawn = iter(sample_rows(logits, jobs, self.model.greedy))
         found: dict[int, Output] = {}
         for row, piece in enumerate(slices):
             held = self._held[piece.seq_id]
-            if held.start.params.beam_width is not None:
-                found[piece.seq_id] = self._beam(piece, held, logits[row])
+            output = held.tokens[held.start.num_prompt :]
+            try:
+                restriction = self._constraints.at(held.start, output)
+            except DeadEnd as error:
+                found[piece.seq_id] = self._failed(piece, held, str(error))
                 continue
-            choices = [next(drawn) for _ in range(piece.samples)]
-            found[piece.seq_id] = self._sampled(piece, held, choices)
+            if held.start.params.beam_width is None:
+                jobs.extend(self._jobs(piece, row, restriction))
+            else:
+                found[piece.seq_id] = self._beam(piece, held, logits[row], restriction)
+        drawn = iter(sample_rows(logits, jobs, self.model.greedy))
+        for piece in slices:
+            if piece.seq_id not in found:
+                choices = [next(drawn) for _ in range(piece.samples)]
+                found[piece.seq_id] = self._sampled(piece, self._held[piece.seq_id], choices)
         return found
 
-    def _jobs(self, piece: Slice, row: int) -> list[Job]:
+    def _jobs(self, piece: Slice, row: int, restriction: Restriction) -> list[Job]:
         """One job per sample. Parallel choices of a prompt count on from the slice's own index."""
         held = self._held[piece.seq_id]
         start = held.start
@@ -148,7 +161,8 @@ class Runner:
                 position=piece.end,
                 prompt_tokens=prompt,
                 output_tokens=output,
-                suppressed=_suppressed(start, len(output)),
+                suppressed=restriction.suppressed,
+                allowed=restriction.allowed,
             )
             for sample in range(piece.samples)
         ]
@@ -157,13 +171,18 @@ class Runner:
         good = [choice for choice in choices if isinstance(choice, Choice)]
         if len(good) < len(choices):
             bad = next(choice for choice in choices if isinstance(choice, BadLogits))
-            held.tokens.append(0)  # a step planned ahead may ask for it before the core hears of this
-            return Output(piece.seq_id, piece.epoch, error=str(bad))
+            return self._failed(piece, held, str(bad))
         held.tokens.append(good[0].token)
         tokens = tuple(choice.token for choice in good)
-        return Output(piece.seq_id, piece.epoch, tokens, payload=Payload(choices=tuple(good)))
+        complete = self._constraints.drawn(held.start, tokens)
+        payload = Payload(choices=tuple(good), complete=complete)
+        return Output(piece.seq_id, piece.epoch, tokens, payload=payload)
 
-    def _beam(self, piece: Slice, held: Held, logits: Tensor) -> Output:
+    def _failed(self, piece: Slice, held: Held, why: str) -> Output:
+        held.tokens.append(0)  # a step planned ahead may ask for it before the core hears of this
+        return Output(piece.seq_id, piece.epoch, error=why)
+
+    def _beam(self, piece: Slice, held: Held, logits: Tensor, restriction: Restriction) -> Output:
         start = held.start
         params = start.params
         assert params.beam_width is not None
@@ -176,7 +195,8 @@ class Runner:
                 params,
                 prompt,
                 output,
-                _suppressed(start, len(output)),
+                restriction.suppressed,
+                restriction.allowed,
             )
         except BadLogits as error:
             return Output(piece.seq_id, piece.epoch, error=str(error))
@@ -201,13 +221,5 @@ class Runner:
             del logits  # before the next rows' are made
             pairs.extend(zip(range(start + 1, end + 1), found, strict=True))
         seen = output.payload if isinstance(output.payload, Payload) else Payload()
-        payload = Payload(seen.choices, tuple(pairs), seen.candidates)
+        payload = Payload(seen.choices, tuple(pairs), seen.candidates, seen.complete)
         return Output(output.seq_id, output.epoch, output.tokens, payload=payload)
-
-
-def _suppressed(start: Start, num_output: int) -> frozenset[int]:
-    """Tokens that may not be drawn yet: everything that would end the output before min_tokens."""
-    if num_output >= start.params.min_tokens:
-        return frozenset()
-    ends = frozenset(start.params.stop_token_ids)
-    return ends if start.params.ignore_eos else ends | start.end_token_ids

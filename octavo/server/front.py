@@ -22,6 +22,7 @@ from octavo.errors import Busy, LoadError, PromptTooLong, RequestError, UnknownM
 from octavo.link import frames
 from octavo.obs.log import Log
 from octavo.server.fleet import Fleet
+from octavo.server.grammars import Grammars
 from octavo.server.running import Running
 from octavo.server.tenants import Caller
 
@@ -47,6 +48,7 @@ class Front:
         self.fleet = fleet
         self.log = log
         self.tokenizer = read_tokenizer(ready)
+        self.grammars = Grammars(ready)
         self.chat_problem = _chat_problem(self.tokenizer)
         if self.chat_problem is not None:
             log.warn("no_chat", because=self.chat_problem)
@@ -148,6 +150,8 @@ class Front:
         """
         self.running.add(running)
         try:
+            for submit in running.submits[:1]:  # the others have the same parameters
+                await self.grammars.check(submit.params.grammar)
             self.fleet.submit(running)
             await running.admitted()
         except BaseException:
@@ -168,6 +172,7 @@ class Front:
     def close(self) -> None:
         for pool in (self._codec, self._long_codec):
             pool.shutdown(wait=False, cancel_futures=True)
+        self.grammars.close()
 
     def _check_length(self, num_tokens: int) -> None:
         """The engine knows better and checks again; what is absurd does not travel to it."""

@@ -19,6 +19,8 @@ from octavo.api.faults import ROWS, HttpError, fault
         (errors.Unsupported("no tools", param="tools"), 400),
         (errors.PromptTooLong("5000 tokens, at most 4096"), 400),
         (errors.UnknownModel("no 'x'"), 404),
+        (errors.InvalidGrammar("not", param="response_format"), 400),
+        (errors.GrammarTooComplex("large", param="response_format"), 400),
         (errors.Busy("full", retry_after_s=3), 429),
         (errors.Bug("broken"), 500),
         (HttpError("request_too_large", "big"), 413),

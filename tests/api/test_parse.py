@@ -48,6 +48,8 @@ def test_every_sampling_field_reaches_the_parameters():
         "n": 2, "temperature": 0.5, "top_p": 0.9, "seed": -4, "presence_penalty": 0.25, "frequency_penalty": -0.25,
         "max_tokens": 7, "top_k": 5, "min_p": 0.1, "repetition_penalty": 1.2, "min_tokens": 2, "ignore_eos": True,
         "stop_token_ids": [1, 2], "prompt_logprobs": 1, "stop": ["x", "y"], "logit_bias": {"3": -1.5},
+        "bad_words": ["no"], "allowed_token_ids": [3, 4], "include_stop_str_in_output": True,
+        "skip_special_tokens": False,
     }  # fmt: skip
     expected = SamplingParams(**{**fields, "logit_bias": {3: -1.5}})
     assert completion(**fields).params() == expected
@@ -139,7 +141,7 @@ def test_a_value_that_asks_for_nothing_is_let_through(name, value):
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("store", 0), ("bad_words", ""), ("tools", False), ("store", True)]
+    ("name", "value"), [("store", 0), ("functions", ""), ("tools", False), ("store", True)]
 )
 def test_a_value_that_only_looks_like_nothing_is_refused(name, value):
     with pytest.raises(Unsupported):

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from octavo.core.sequence import SamplingParams
+from octavo.core.sequence import Grammar, SamplingParams
 from octavo.errors import RequestError
 
 NAN, INF = math.nan, math.inf
@@ -32,6 +32,11 @@ REFUSED = {
     "logit_bias": [[(1, 2.0)], "x", {-1: 0.0}, {"1": 0.0}, {1: 100.1}, {1: NAN}, {1: None}],
     "beam_width": [0, 65, 1.5],
     "length_penalty": [NAN, -10.1, 10.1],
+    "grammar": ["[a-z]", {"kind": "regex"}],
+    "bad_words": [[""], ["a", ""], [1], 5, "text"],
+    "allowed_token_ids": [[], [-1], ["a"], [1.0], 5],
+    "include_stop_str_in_output": ["no", 1, None],
+    "skip_special_tokens": ["no", 0, None],
 }
 
 ACCEPTED = {
@@ -56,6 +61,11 @@ ACCEPTED = {
     "beam_width": [None, 1, 64],
     "length_penalty": [-10, 0.0, 10],
     "early_stopping": [True, False],
+    "grammar": [None, Grammar(kind="regex", source="[a-z]"), Grammar(kind="json_object")],
+    "bad_words": [(), ["x"], ("a", "b c")],
+    "allowed_token_ids": [None, [0], (1, 2)],
+    "include_stop_str_in_output": [True, False],
+    "skip_special_tokens": [True, False],
 }
 
 CASES = [(name, value) for name, values in REFUSED.items() for value in values]
@@ -114,3 +124,9 @@ def test_stop_becomes_a_tuple():
 def test_greedy_begins_below_a_hundred_thousandth():
     assert SamplingParams(temperature=9.9e-6).is_greedy
     assert not SamplingParams(temperature=1e-5).is_greedy
+
+
+def test_a_grammar_is_of_a_known_kind():
+    with pytest.raises(RequestError, match="yaml") as error:
+        Grammar(kind="yaml", source="a: 1")
+    assert error.value.param == "grammar"

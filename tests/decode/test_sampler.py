@@ -25,19 +25,26 @@ def logits(num_rows, size, seed=0, scale=3.0):
     return torch.randn(num_rows, size, generator=torch.Generator().manual_seed(seed)) * scale
 
 
-def token(values, params=GREEDY, prompt=(), output=(), suppressed=frozenset(), **draw):
+def token(values, params=GREEDY, prompt=(), output=(), suppressed=frozenset(), allowed=None, **draw):
     place = {"seed": 0, "choice": 0, "position": 0, **draw}
+    mask = None if allowed is None else torch.tensor([i in allowed for i in range(values.numel())])
     return sample_row(
-        values, params, prompt_tokens=prompt, output_tokens=output, suppressed=suppressed, **place
+        values,
+        params,
+        prompt_tokens=prompt,
+        output_tokens=output,
+        suppressed=suppressed,
+        allowed=mask,
+        **place,
     ).token
 
 
 # ---- the distribution, by its definition in float64
 
 
-def probabilities(values, params, prompt=(), output=(), suppressed=()):
+def probabilities(values, params, prompt=(), output=(), suppressed=(), allowed=None):
     """Exact probabilities of every token, from the definitions, in plain Python."""
-    scores = list(values)
+    scores = [value if allowed is None or i in allowed else -INF for i, value in enumerate(values)]
     for i, bias in (params.logit_bias or {}).items():
         scores[i] += bias
     for i in set(output):
@@ -103,6 +110,30 @@ def test_draws_follow_the_stated_distribution(name):
     degrees = len(possible) - 1
     statistic = sum((seen - expected) ** 2 / expected for seen, expected in possible)
     assert statistic < degrees + 5 * math.sqrt(2 * max(degrees, 1))
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_truncation_sees_only_what_is_allowed(name):
+    """The same, with the three likeliest tokens among those that are not allowed."""
+    params, count = PLANS[name], 4000
+    prompt, output, allowed = (1, 7), (3, 3, 4), {3, 4, 6, 7, 8}
+    want = probabilities(VALUES, params, prompt, output, (), allowed)
+    counts = [0] * len(VALUES)
+    for position in range(count):
+        counts[token(row(*VALUES), params, prompt, output, allowed=allowed, seed=43, position=position)] += 1
+    assert sum(want[i] for i in allowed) == pytest.approx(1.0)
+    assert all(seen == 0 for seen, p in zip(counts, want, strict=True) if p == 0)
+    possible = [(seen, count * p) for seen, p in zip(counts, want, strict=True) if p > 0]
+    degrees = len(possible) - 1
+    statistic = sum((seen - expected) ** 2 / expected for seen, expected in possible)
+    assert statistic < degrees + 5 * math.sqrt(2 * max(degrees, 1))
+
+
+def test_a_row_of_which_nothing_is_allowed_is_bad():
+    with pytest.raises(BadLogits, match="forbidden"):
+        token(row(1, 2, 3), allowed=set())
+    with pytest.raises(BadLogits, match="forbidden"):
+        token(row(1, 2, 3), SamplingParams(), allowed={1}, suppressed=frozenset({1}))
 
 
 def test_choices_of_one_prompt_are_independent():

@@ -298,7 +298,7 @@ def test_a_refused_body_that_goes_on_is_passed_over_for_a_while_only():
         ('{"odd": ' + '{"a":' * 100_000 + "1" + "}" * 100_000 + ', "prompt": "x"}', "invalid_json", None),
         ('{"prompt": "x", "temperature": NaN}', "invalid_json", None),
         ('{"prompt": "x", "temperature": -Infinity}', "invalid_json", None),
-        ('{"prompt": "x", "temperature": 1e999}', "invalid_json", None),
+        ('{"prompt": "x", "temperature": 1e999}', "invalid_value", "temperature"),
         ('{"prompt": "x", "seed": ' + "9" * 10_000 + "}", "invalid_value", "seed"),
         ('{"prompt": "x", "top_k": ' + "9" * 10_000 + "}", "invalid_value", "top_k"),
         ('{"prompt": "x", "max_tokens": 9223372036854775808}', "invalid_value", "max_tokens"),
