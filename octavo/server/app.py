@@ -5,7 +5,7 @@ from __future__ import annotations
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp
 
-from octavo.server import batches, files, health, models
+from octavo.server import batches, files, health, models, tokens
 from octavo.server.endpoints import ENDPOINTS, run_model
 from octavo.server.front import Front
 from octavo.server.gate import Gate
@@ -23,6 +23,8 @@ ROUTES = (
     Route("/v1/batches", batches.list_batches, methods=["GET"]),
     Route("/v1/batches/{batch_id}", batches.one_batch, methods=["GET"]),
     Route("/v1/batches/{batch_id}/cancel", batches.cancel, methods=["POST"]),
+    *(Route(path, tokens.tokenize, methods=["POST"]) for path in ("/tokenize", "/v1/tokenize")),
+    *(Route(path, tokens.detokenize, methods=["POST"]) for path in ("/detokenize", "/v1/detokenize")),
     Route("/health", health.health, methods=["GET"]),
     Route("/health/live", health.live, methods=["GET"]),
     Route("/health/ready", health.ready, methods=["GET"]),

@@ -9,7 +9,15 @@ from datetime import datetime
 from msgspec import UNSET, UnsetType
 
 from octavo.api import sse
-from octavo.api.chat import Answer, ChatChunk, ChatCompletion, ChatRequest, Choice, ChunkChoice, Delta
+from octavo.api.chat import (
+    Answer,
+    ChatChunk,
+    ChatCompletion,
+    ChatRequest,
+    Choice,
+    ChunkChoice,
+    Delta,
+)
 from octavo.api.common import Usage
 from octavo.api.parse import parse, warning
 from octavo.codec.chat import chat_prompt
@@ -49,6 +57,11 @@ def _read(front: Front, body: bytes) -> Call:
     asked, idle = parse(body, ChatRequest)
     front.check_model(asked.model)
     params = asked.params()
+    return Call(asked, params, rendered(front, asked), warning(idle))
+
+
+def rendered(front: Front, asked: ChatRequest) -> list[int]:
+    """The conversation as the model reads it. Raises RequestError, also where the model has no chat template."""
     tokenizer = front.tokenizer
     if front.chat_problem is not None:
         raise RequestError(front.chat_problem, param="messages")
@@ -62,7 +75,7 @@ def _read(front: Front, body: bytes) -> Call:
     token_ids = tokenizer.encode(text, add_special_tokens=False)
     if not token_ids:
         raise RequestError("the messages render to an empty prompt", param="messages")
-    return Call(asked, params, token_ids, warning(idle))
+    return token_ids
 
 
 class _ChatWriter(CompletionsWriter):

@@ -255,7 +255,6 @@ def test_models(client):
             "messages[0].content[0]",
         ),
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "unsupported_parameter", "tools"),
-        ({"response_format": {"type": "json_object"}}, "unsupported_parameter", "response_format"),
         ({"stream": True, "stream_options": {"include_use": True}}, "invalid_value", "stream_options"),
         ({"stream_options": {"include_usage": True}}, "invalid_value", "stream_options"),
         ({"beam_width": 2, "stream": True}, "unsupported_parameter", "beam_width"),
