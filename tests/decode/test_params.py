@@ -37,6 +37,7 @@ REFUSED = {
     "allowed_token_ids": [[], [-1], ["a"], [1.0], 5],
     "include_stop_str_in_output": ["no", 1, None],
     "skip_special_tokens": ["no", 0, None],
+    "embed": [1, "yes", None],
 }
 
 ACCEPTED = {
@@ -66,6 +67,7 @@ ACCEPTED = {
     "allowed_token_ids": [None, [0], (1, 2)],
     "include_stop_str_in_output": [True, False],
     "skip_special_tokens": [True, False],
+    "embed": [True, False],
 }
 
 CASES = [(name, value) for name, values in REFUSED.items() for value in values]
