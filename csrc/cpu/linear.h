@@ -326,7 +326,8 @@ void linear_as(const Linear& call, size_t first, size_t last, size_t first_row, 
       with_rows(rows, [&](auto m) {
         const Weight& w = *call.weight;
         if (in_parts)
-          few_rows<T, m.value>(call, layout, row, panel, end, AskPart(w.panel(panel), (end - panel) * w.panel_bytes(), run, runs));
+          few_rows<T, m.value>(call, layout, row, panel, end,
+                               AskPart(w.panel(panel), (end - panel) * w.panel_bytes(), run, runs));
         else
           few_rows<T, m.value>(call, layout, row, panel, end, AskAhead());
       });

@@ -59,8 +59,8 @@ struct AskAhead {
 };
 
 // Where runs of rows pass the same panels one after the other, memory would rest while all but the first do: each asks for
-// its part of the panels that come next, `bytes` further on. Where multiplying takes longer than reading (many runs, and whole
-// numbers) that only costs.
+// its part of the panels that come next, `bytes` further on. Where multiplying takes longer than reading (many runs, and
+// whole numbers) that only costs.
 struct AskPart {
   static constexpr size_t kMostRuns = 4;
   const char *panels, *part;
