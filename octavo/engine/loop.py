@@ -17,9 +17,10 @@ from octavo.core.sequence import Request, SamplingParams
 from octavo.core.step import Event, Finished, Forked, Held, Preempted, Step, StepResult, Token
 from octavo.decode.beam import BeamSearch
 from octavo.decode.grammar import Compiled, Grammars
+from octavo.engine.checks import bad_words_of, check_request, check_types
 from octavo.engine.outputs import ChoiceEnded, Delta, RequestMetrics, Update
 from octavo.engine.tracking import Tracked
-from octavo.errors import Bug, RequestError, Unsupported
+from octavo.errors import Bug, RequestError
 from octavo.exec.executor import Executor, Start
 from octavo.exec.runner import Payload
 
@@ -120,11 +121,11 @@ class Engine:
             raise RequestError(
                 f"request id {request_id!r} is already running; choose another", param="request_id"
             )
-        _check_types(params, priority, namespace)
-        self._check(prompt_token_ids, params)
+        check_types(params, priority, namespace)
+        check_request(prompt_token_ids, params, self._vocab_size)
         if grammar is None:
             grammar = self.grammar(params)
-        bad_words = _bad_words(params, self.tokenizer)
+        bad_words = bad_words_of(params, self.tokenizer)
         now_s = self._clock()
         request = Request(
             request_id=request_id,
@@ -157,33 +158,6 @@ class Engine:
                 end_ids=ends,
             )
         self._tracked[request_id] = tracked
-
-    def _check(self, prompt: Sequence[int], params: SamplingParams) -> None:
-        size = self._vocab_size
-        if not prompt:
-            raise RequestError("the prompt is empty; send at least one token", param="prompt")
-        for token in prompt:
-            if not 0 <= token < size:
-                raise RequestError(
-                    f"prompt token {token} is outside the vocabulary of {size} tokens", param="prompt"
-                )
-        for name in ("stop_token_ids", "logit_bias", "allowed_token_ids"):
-            for token in getattr(params, name) or ():
-                if token >= size:
-                    raise RequestError(
-                        f"token id {token} is outside the vocabulary of {size} tokens", param=name
-                    )
-        if params.beam_width is not None and params.grammar is not None:
-            raise Unsupported("a grammar cannot be combined with beam_width", param="grammar")
-        if params.beam_width is not None and params.stop:
-            raise Unsupported(
-                "stop texts cannot be combined with beam_width; use stop_token_ids", param="stop"
-            )
-        if params.beam_width is not None and params.logprobs is not None:
-            raise Unsupported(
-                "logprobs cannot be combined with beam_width; each beam comes with its cumulative_logprob",
-                param="logprobs",
-            )
 
     def _next_seed(self) -> int:
         self._num_added += 1
@@ -412,28 +386,3 @@ class Engine:
             return
         cut_short = event.reason if event.reason in ("cancelled", "error") else None
         tracked.close_beams(cut_short, event.error)
-
-
-def _bad_words(params: SamplingParams, tokenizer: Tokenizer) -> tuple[tuple[int, ...], ...]:
-    """The tokens of each bad word as it stands at the front of a text, and after a space. Raises RequestError."""
-    found: dict[tuple[int, ...], None] = {}
-    for word in params.bad_words:
-        for text in (word, f" {word.lstrip()}"):
-            tokens = tuple(tokenizer.encode(text, add_special_tokens=False))
-            if tokens:
-                found[tokens] = None
-            elif text is word:
-                raise RequestError(f"the bad word {word!r} has no tokens", param="bad_words")
-    return tuple(found)
-
-
-def _check_types(params: object, priority: object, namespace: object) -> None:
-    """Refuse what would break the loop later, and everybody else's requests with it."""
-    if not isinstance(params, SamplingParams):
-        raise RequestError(
-            f"sampling_params must be SamplingParams, got {type(params).__name__}", param="sampling_params"
-        )
-    if isinstance(priority, bool) or not isinstance(priority, int):
-        raise RequestError(f"priority must be a whole number, got {priority!r}", param="priority")
-    if not isinstance(namespace, bytes):
-        raise RequestError(f"namespace must be bytes, got {namespace!r}", param="namespace")
