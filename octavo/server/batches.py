@@ -9,16 +9,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from octavo.api.batches import BatchList, BatchRequest
-from octavo.api.faults import HttpError
 from octavo.api.parse import decode
 from octavo.errors import ConfigError
 from octavo.server.batch_runner import Batches
 from octavo.server.bodies import read_body
-from octavo.server.files import page_limit
+from octavo.server.documents import StoreError
 from octavo.server.front import Front
 from octavo.server.gate import json_response
-from octavo.server.storage import Storage
-from octavo.server.store import StoreError
+from octavo.server.storage import Page, Storage
 
 DEFAULT_LIST, LONGEST_LIST = 20, 100
 
@@ -56,20 +54,15 @@ async def create(request: Request) -> Response:
 
 
 async def list_batches(request: Request) -> Response:
-    """GET /v1/batches, newest first."""
+    """GET /v1/batches."""
     _batches(request)
     storage: Storage = request.state.front.storage_or_refuse()
-    limit = page_limit(request.query_params, DEFAULT_LIST, LONGEST_LIST)
-    after = request.query_params.get("after") or None
-    tenant_id = request.state.caller.tenant.tenant_id
-    page = await storage.off_loop(
-        lambda: storage.store.batches.page(
-            tenant_id, kind=None, after=after, limit=limit, is_newest_first=True
-        )
+    rows, has_more = await storage.page(
+        storage.store.batches,
+        request.state.caller.tenant,
+        kind=None,
+        asked=Page.of(request.query_params, default=DEFAULT_LIST, longest=LONGEST_LIST),
     )
-    if page is None:
-        raise HttpError("not_found", "there is no batch of the id given as `after`", param="after")
-    rows, has_more = page
     data = [row.batch for row in rows]
     first, last = (data[0].id, data[-1].id) if data else (None, None)
     return json_response(BatchList(data=data, first_id=first, last_id=last, has_more=has_more))

@@ -7,7 +7,7 @@ import contextlib
 import hashlib
 import re
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator
 from typing import BinaryIO
 
 from starlette.requests import Request
@@ -16,10 +16,11 @@ from starlette.responses import Response, StreamingResponse
 from octavo.api.faults import HttpError
 from octavo.api.files import BATCH_OUTPUT, PURPOSES, ExpiresAfter, FileDeleted, FileList, FileObject
 from octavo.errors import RequestError
+from octavo.server.documents import StoreError
 from octavo.server.gate import json_response
 from octavo.server.shelf import Draft
-from octavo.server.storage import Storage, disk_error, is_expired, new_id
-from octavo.server.store import StoredFile, StoreError
+from octavo.server.storage import Page, Storage, disk_error, is_expired, new_id
+from octavo.server.store import StoredFile
 from octavo.server.tenants import Tenant
 from octavo.server.upload import Form, expires_after, receive
 
@@ -126,37 +127,15 @@ async def list_files(request: Request) -> Response:
     """GET /v1/files."""
     storage: Storage = request.state.front.storage_or_refuse()
     asked = request.query_params
-    limit, newest = page_limit(asked, LONGEST_LIST, LONGEST_LIST), _newest_first(asked)
-    after, purpose = asked.get("after") or None, asked.get("purpose") or None
-    tenant_id = request.state.caller.tenant.tenant_id
-    page = await storage.off_loop(
-        lambda: storage.store.files.page(
-            tenant_id, kind=purpose, after=after, limit=limit, is_newest_first=newest
-        )
+    rows, has_more = await storage.page(
+        storage.store.files,
+        request.state.caller.tenant,
+        kind=asked.get("purpose") or None,
+        asked=Page.of(asked, default=LONGEST_LIST, longest=LONGEST_LIST),
     )
-    if page is None:
-        raise HttpError("not_found", "there is no file of the id given as `after`", param="after")
-    rows, has_more = page
     data = [row.file for row in rows if not is_expired(row.file)]
     first, last = (data[0].id, data[-1].id) if data else (None, None)
     return json_response(FileList(data=data, first_id=first, last_id=last, has_more=has_more))
-
-
-def page_limit(asked: Mapping[str, str], default: int, longest: int) -> int:
-    """`limit` of a list. Raises RequestError."""
-    text = asked.get("limit") or str(default)
-    if not re.fullmatch(r"\d{1,9}", text, re.ASCII) or not 1 <= int(text) <= longest:
-        raise RequestError(
-            f"limit must be a whole number from 1 to {longest}, got {text[:32]!r}", param="limit"
-        )
-    return int(text)
-
-
-def _newest_first(asked: Mapping[str, str]) -> bool:
-    order = asked.get("order") or "desc"
-    if order not in ("asc", "desc"):
-        raise RequestError(f"order must be asc or desc, got {order[:32]!r}", param="order")
-    return order == "desc"
 
 
 async def one_file(request: Request) -> Response:

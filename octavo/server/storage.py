@@ -4,22 +4,47 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import re
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 from octavo.api.faults import HttpError
 from octavo.api.files import FileObject
 from octavo.config import ServerConfig
+from octavo.errors import RequestError
+from octavo.server.documents import Documents, Row
 from octavo.server.shelf import Shelf
 from octavo.server.store import Store, StoredFile, open_sqlite, open_store
 from octavo.server.tenants import Tenant
 
 NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Page:
+    """Which part of a list is asked for: up to `limit` rows behind the one named `after`."""
+
+    limit: int
+    after: str | None
+    is_newest_first: bool
+
+    @classmethod
+    def of(cls, asked: Mapping[str, str], *, default: int, longest: int) -> Page:
+        """From the query of a URL. Raises RequestError."""
+        limit, order = asked.get("limit") or str(default), asked.get("order") or "desc"
+        if not re.fullmatch(r"\d{1,9}", limit, re.ASCII) or not 1 <= int(limit) <= longest:
+            raise RequestError(
+                f"limit must be a whole number from 1 to {longest}, got {limit[:32]!r}", param="limit"
+            )
+        if order not in ("asc", "desc"):
+            raise RequestError(f"order must be asc or desc, got {order[:32]!r}", param="order")
+        return cls(limit=int(limit), after=asked.get("after") or None, is_newest_first=order == "desc")
 
 
 class Storage:
@@ -54,6 +79,23 @@ class Storage:
         if row is None or is_expired(row.file):
             raise HttpError("not_found", f"there is no file {file_id[:64]!r}", param="file_id")
         return row
+
+    async def page(
+        self, documents: Documents[Row], tenant: Tenant, *, kind: str | None, asked: Page
+    ) -> tuple[list[Row], bool]:
+        """A page of a tenant's rows, and whether there are more. Raises HttpError for an `after` that is not there."""
+        page = await self.off_loop(
+            lambda: documents.page(
+                tenant.tenant_id,
+                kind=kind,
+                after=asked.after,
+                limit=asked.limit,
+                is_newest_first=asked.is_newest_first,
+            )
+        )
+        if page is None:
+            raise HttpError("not_found", "there is nothing of the id given as `after`", param="after")
+        return page
 
     def sweep(self) -> int:
         """Remove files whose time is over, and what nothing refers to; for the store's thread.

@@ -1,19 +1,15 @@
 """What must outlive the server: files, batches and usage, in SQLite or PostgreSQL.
 
-A row is a document with a checksum and, beside it, the few columns that queries need. Every row belongs to a tenant,
-and every question names one; a row of somebody else's is not there. Each method is one transaction that has reached
-the disk when it returns. Methods block: callers on an event loop go through `Storage.off_loop`.
+Methods block: callers on an event loop go through `Storage.off_loop`.
 """
 
 from __future__ import annotations
 
-import contextlib
 import time
-import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import msgspec
 import sqlalchemy as sa
@@ -22,7 +18,8 @@ from sqlalchemy.exc import DBAPIError
 
 from octavo.api.batches import Batch
 from octavo.api.files import FileObject
-from octavo.errors import ConfigError, OctavoError
+from octavo.errors import ConfigError
+from octavo.server.documents import Documents, begin, reason, table_of
 
 VERSION = 1
 LOCK_KEY = 0x6F637461766F
@@ -33,25 +30,8 @@ LOCK_WAIT_S = 3.0
 _META = sa.MetaData()
 
 
-def _documents(name: str) -> sa.Table:
-    return sa.Table(
-        name,
-        _META,
-        sa.Column("seq", sa.Integer, primary_key=True, autoincrement=True),
-        sa.Column("id", sa.String(64), nullable=False, unique=True),
-        sa.Column("tenant_id", sa.String(256), nullable=False),
-        sa.Column("kind", sa.String(32), nullable=False),
-        sa.Column("num_bytes", sa.BigInteger, nullable=False),
-        sa.Column("expires_at", sa.BigInteger),
-        sa.Column("document", sa.LargeBinary, nullable=False),
-        sa.Column("crc", sa.BigInteger, nullable=False),
-        sa.Index(f"{name}_of_tenant", "tenant_id", "seq"),
-        sa.Index(f"{name}_of_kind", "kind", "seq"),
-    )
-
-
-_FILES = _documents("files")
-_BATCHES = _documents("batches")
+_FILES = table_of("files", _META)
+_BATCHES = table_of("batches", _META)
 _SCHEMA = sa.Table("schema_version", _META, sa.Column("version", sa.Integer, nullable=False))
 _USAGE = sa.Table(
     "usage",
@@ -97,18 +77,6 @@ class StoredBatch(msgspec.Struct, frozen=True, kw_only=True):
     digest: str | None = None
 
 
-class StoreError(OctavoError):
-    """The database cannot be used now: it is full, away or damaged."""
-
-    code = "storage_unavailable"
-
-
-class Damaged(StoreError):
-    """A row does not match its checksum."""
-
-    code = "storage_damaged"
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tally:
     """Usage to add: of one tenant on one day.
@@ -122,144 +90,6 @@ class Tally:
     input_tokens: int
     output_tokens: int
     weight: float
-
-
-_Row = TypeVar("_Row", StoredFile, StoredBatch)
-
-
-class Documents(Generic[_Row]):
-    """Files, or batches.
-
-    key   gives a row's id, tenant, kind (what lists can be narrowed to), bytes and expiry
-    """
-
-    def __init__(
-        self,
-        engine: sa.Engine,
-        table: sa.Table,
-        kind: type[_Row],
-        key: Callable[[_Row], tuple[str, str, str, int, int | None]],
-    ) -> None:
-        self._engine = engine
-        self._table = table
-        self._decoder: msgspec.json.Decoder[_Row] = msgspec.json.Decoder(kind)
-        self._key: Callable[[_Row], tuple[str, str, str, int, int | None]] = key
-
-    def add(self, *rows: _Row) -> None:
-        """All or none; those whose id is there are left as they are."""
-        with _begin(self._engine) as connection:
-            self.add_in(connection, *rows)
-
-    def add_in(self, connection: sa.Connection, *rows: _Row) -> None:
-        for row in rows:
-            values = self._values(row)
-            known = sa.select(self._table.c.seq).where(self._table.c.id == values["id"])
-            if connection.execute(known).first() is None:
-                connection.execute(self._table.insert().values(values))
-
-    def get(self, row_id: str, tenant_id: str) -> _Row | None:
-        """None also for a row of another tenant's. Raises Damaged."""
-        columns = self._table.c
-        query = sa.select(self._table).where(columns.id == row_id, columns.tenant_id == tenant_id)
-        with _begin(self._engine) as connection:
-            row = connection.execute(query).mappings().first()
-        return None if row is None else self._decode(row)
-
-    def change(self, row_id: str, how: Callable[[_Row], _Row]) -> _Row | None:
-        """Read, change and write back in one transaction; the new row, None when there is none. Raises Damaged."""
-        with _begin(self._engine) as connection:
-            changed = self.change_in(connection, row_id, how)
-        return None if changed is None else changed[1]
-
-    def change_in(
-        self, connection: sa.Connection, row_id: str, how: Callable[[_Row], _Row]
-    ) -> tuple[_Row, _Row] | None:
-        """The row before and after."""
-        row_is = self._table.c.id == row_id
-        found = connection.execute(sa.select(self._table).where(row_is).with_for_update()).mappings().first()
-        if found is None:
-            return None
-        before = self._decode(found)
-        after = how(before)
-        if after != before:
-            connection.execute(self._table.update().where(row_is).values(self._values(after)))
-        return before, after
-
-    def remove(self, row_id: str) -> None:
-        with _begin(self._engine) as connection:
-            connection.execute(self._table.delete().where(self._table.c.id == row_id))
-
-    def page(
-        self, tenant_id: str, *, kind: str | None, after: str | None, limit: int, is_newest_first: bool
-    ) -> tuple[list[_Row], bool] | None:
-        """Up to `limit` rows behind row `after`, and whether there are more; None when there is no `after`."""
-        columns = self._table.c
-        mine = columns.tenant_id == tenant_id
-        query = sa.select(self._table).where(mine)
-        if kind is not None:
-            query = query.where(columns.kind == kind)
-        with _begin(self._engine) as connection:
-            if after is not None:
-                place = sa.select(columns.seq).where(mine, columns.id == after)
-                seq = connection.execute(place).scalar()
-                if seq is None:
-                    return None
-                query = query.where(columns.seq < seq if is_newest_first else columns.seq > seq)
-            order = columns.seq.desc() if is_newest_first else columns.seq.asc()
-            rows = connection.execute(query.order_by(order).limit(limit + 1)).mappings().all()
-        return [self._decode(row) for row in rows[:limit]], len(rows) > limit
-
-    def of_kinds(self, kinds: Sequence[str]) -> tuple[list[_Row], list[str]]:
-        """Rows of all tenants, oldest first, and the ids of those that are damaged."""
-        query = sa.select(self._table).where(self._table.c.kind.in_(kinds)).order_by(self._table.c.seq)
-        good: list[_Row] = []
-        damaged: list[str] = []
-        with _begin(self._engine) as connection:
-            for row in connection.execute(query).mappings():
-                try:
-                    good.append(self._decode(row))
-                except Damaged:
-                    damaged.append(row["id"])
-        return good, damaged
-
-    def expired(self, now: float) -> list[str]:
-        query = sa.select(self._table.c.id).where(self._table.c.expires_at <= int(now))
-        with _begin(self._engine) as connection:
-            return list(connection.execute(query).scalars())
-
-    def ids(self) -> set[str]:
-        with _begin(self._engine) as connection:
-            return set(connection.execute(sa.select(self._table.c.id)).scalars())
-
-    def num_bytes(self, tenant_id: str) -> int:
-        """What a tenant's rows take."""
-        total = sa.func.coalesce(sa.func.sum(self._table.c.num_bytes), 0)
-        query = sa.select(total).where(self._table.c.tenant_id == tenant_id)
-        with _begin(self._engine) as connection:
-            return int(connection.execute(query).scalar_one())
-
-    def count(self, tenant_id: str, kinds: Sequence[str]) -> int:
-        query = sa.select(sa.func.count()).where(
-            self._table.c.tenant_id == tenant_id, self._table.c.kind.in_(kinds)
-        )
-        with _begin(self._engine) as connection:
-            return int(connection.execute(query).scalar_one())
-
-    def _values(self, row: _Row) -> dict[str, Any]:
-        row_id, tenant_id, kind, num_bytes, expires_at = self._key(row)
-        document = msgspec.json.encode(row)
-        values = {"id": row_id, "tenant_id": tenant_id, "kind": kind, "num_bytes": num_bytes}
-        return values | {"expires_at": expires_at, "document": document, "crc": _crc(row_id, kind, document)}
-
-    def _decode(self, row: Any) -> _Row:
-        document = row["document"]
-        if not isinstance(document, bytes) or _crc(row["id"], row["kind"], document) != row["crc"]:
-            raise Damaged(f"the stored row {row['id']} does not match its checksum")
-        return self._decoder.decode(document)
-
-
-def _crc(row_id: str, kind: str, document: bytes) -> int:
-    return zlib.crc32(document, zlib.crc32(f"{row_id} {kind}".encode()))
 
 
 class Store:
@@ -300,7 +130,7 @@ class Store:
                     raise ConfigError(f"the database {self._engine.url.database} is damaged: {verdict}")
             _migrate(self._engine)
         except DBAPIError as error:
-            raise ConfigError(f"the store cannot be opened: {_reason(error)}") from error
+            raise ConfigError(f"the store cannot be opened: {reason(error)}") from error
 
     def settle(
         self,
@@ -314,7 +144,7 @@ class Store:
 
         tally  is counted when `how` moves `accounted_bytes`, so that trying again counts it once
         """
-        with _begin(self._engine) as connection:
+        with begin(self._engine) as connection:
             changed = self.batches.change_in(connection, batch_id, how)
             if changed is None:
                 return None
@@ -327,7 +157,7 @@ class Store:
     def usage(self, tenant_id: str) -> list[dict[str, Any]]:
         """A tenant's rows, by day."""
         query = sa.select(_USAGE).where(_USAGE.c.tenant_id == tenant_id).order_by(_USAGE.c.day)
-        with _begin(self._engine) as connection:
+        with begin(self._engine) as connection:
             return [dict(row) for row in connection.execute(query).mappings()]
 
     def close(self) -> None:
@@ -380,21 +210,6 @@ def _sqlite_connect(connection: Any, _record: Any) -> None:
 def _sqlite_begin(connection: sa.Connection) -> None:
     """Take the write lock at once, so that reading and then writing cannot meet somebody else's write."""
     connection.exec_driver_sql("BEGIN IMMEDIATE")
-
-
-@contextlib.contextmanager
-def _begin(engine: sa.Engine) -> Iterator[sa.Connection]:
-    """A transaction whose database errors come out as StoreError."""
-    try:
-        with engine.begin() as connection:
-            yield connection
-    except DBAPIError as error:
-        raise StoreError(f"the store cannot be used: {_reason(error)}") from error
-
-
-def _reason(error: DBAPIError) -> str:
-    """The driver's words, without the statement and its values."""
-    return str(error.orig).splitlines()[0] if error.orig is not None else type(error).__name__
 
 
 def _migrate(engine: sa.Engine) -> None:

@@ -16,7 +16,8 @@ from octavo.api.batches import Batch, RequestCounts
 from octavo.api.files import FileObject
 from octavo.errors import ConfigError
 from octavo.server import store as stores
-from octavo.server.store import Damaged, Store, StoredBatch, StoredFile, StoreError, Tally, open_store
+from octavo.server.documents import Damaged, StoreError
+from octavo.server.store import Store, StoredBatch, StoredFile, Tally, open_store
 from tests.server import postgres
 
 counter = itertools.count()
