@@ -38,6 +38,7 @@ ROWS: Mapping[str, Row] = {
     "invalid_grammar": Row(400, INVALID),
     "schema_too_complex": Row(400, INVALID),
     "invalid_api_key": Row(401, INVALID),
+    "cross_origin": Row(403, INVALID),
     "model_not_found": Row(404, INVALID),
     "not_found": Row(404, INVALID),
     "method_not_allowed": Row(405, INVALID),

@@ -31,7 +31,7 @@ from octavo.config import KNOBS, EngineConfig, ServerConfig
 from octavo.errors import Bug, ConfigError, OctavoError
 from octavo.server.front import Front
 from octavo.server.gate import REQUEST_ID, error_response, json_response, routing_error
-from octavo.server.protocol import SafeProtocol, http_settings
+from octavo.server.protocol import Http, http_settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,8 +215,8 @@ async def serving(operator: Operator, sockets: Sequence[socket.socket]) -> Async
         return
     config = operator.front.config
     assert config.admin_key is not None
-    settings = uvicorn.Config(AdminGate(operator, config.admin_key), http=SafeProtocol, **http_settings())
-    http = _Uvicorn(settings)
+    settings = uvicorn.Config(AdminGate(operator, config.admin_key), **http_settings())
+    http = Http(settings)
     task = asyncio.create_task(http.serve(sockets=list(sockets)))
     names = [one.getsockname() for one in sockets]
     operator.front.log.note("admin_listens", on=names)
@@ -225,11 +225,3 @@ async def serving(operator: Operator, sockets: Sequence[socket.socket]) -> Async
     finally:
         http.should_exit = True
         await task
-
-
-class _Uvicorn(uvicorn.Server):
-    """Leaves signals to the server it belongs to."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Any:
-        yield

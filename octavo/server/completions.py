@@ -40,9 +40,14 @@ async def begin(front: Front, caller: Caller, body: bytes) -> Writer:
     """Read and check a request; nothing of it runs yet. Raises what refuses it."""
     call = await front.off_loop(lambda: _read(front, body), len(body))
     asked = call.request
-    await front.grammars.check(call.params.grammar, asked.grammar_param)
     running = front.request(
-        caller, call.token_ids, call.params, priority=asked.priority, salt=asked.cache_salt
+        caller,
+        call.token_ids,
+        call.params,
+        param="prompt",
+        priority=asked.priority,
+        salt=asked.cache_salt,
+        grammar_param=asked.grammar_param,
     )
     return _CompletionWriter(front, call, running)
 

@@ -6,7 +6,7 @@ import base64
 import math
 import sys
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from octavo.api.embeddings import Embedding, EmbeddingList, EmbeddingRequest, EmbeddingUsage
 from octavo.api.parse import parse, warning
@@ -15,7 +15,7 @@ from octavo.errors import Bug, Unsupported
 from octavo.server import answers
 from octavo.server.completions import prompt_tokens
 from octavo.server.front import Front
-from octavo.server.running import Running, Update
+from octavo.server.running import Running
 from octavo.server.tenants import Caller
 from octavo.server.writer import Writer
 
@@ -25,7 +25,7 @@ PARAMS = SamplingParams(embed=True)
 async def begin(front: Front, caller: Caller, body: bytes) -> Writer:
     """Read, check and tokenize a request; nothing of it runs yet. Raises what refuses it."""
     asked, token_ids, headers = await front.off_loop(lambda: _read(front, body), len(body))
-    running = front.request(caller, token_ids, PARAMS, priority=asked.priority, salt=None)
+    running = front.request(caller, token_ids, PARAMS, param="input", priority=asked.priority, salt=None)
     return _EmbeddingWriter(front, asked, running, headers)
 
 
@@ -49,10 +49,6 @@ class _EmbeddingWriter(Writer):
         self._asked = asked
         self.headers = headers
 
-    @property
-    def is_stream(self) -> bool:
-        return False
-
     def whole(self, got: Sequence[answers.Answer]) -> EmbeddingList:
         num_tokens = sum(len(submit.prompt_token_ids) for submit in self.running.submits)
         return EmbeddingList(
@@ -68,15 +64,6 @@ class _EmbeddingWriter(Writer):
         if self._asked.encoding_format == "base64":
             return base64.b64encode(values.tobytes()).decode("ascii")
         return values.tolist()
-
-    def opening(self) -> Iterator[bytes]:
-        return iter(())
-
-    def update(self, update: Update) -> Iterator[bytes]:  # noqa: ARG002
-        return iter(())
-
-    def closing(self) -> Iterator[bytes]:
-        return iter(())
 
 
 def shortened(values: array[float], dimensions: int | None) -> array[float]:

@@ -60,6 +60,7 @@ class Fleet:
         self.num_restarts = 0
         self.last_failure: str | None = None
         self._resets: deque[asyncio.Future[int]] = deque()
+        self._is_put_to_sleep = False
         self._awake = asyncio.Event()
         self._awake.set()
 
@@ -143,12 +144,16 @@ class Fleet:
         if self.phase is not Phase.READY or self._replica is None:
             raise self._not_ready()
         self.phase = Phase.SLEEPING
+        self._is_put_to_sleep = True
         self._awake.clear()
         self._log.note("engine_sleeps", requests=self.num_running)
         await self._replica.stop(within_s)
 
     async def wake(self) -> frames.Ready:
-        """Start an engine again and wait until it serves. Raises HttpError when it does not sleep or cannot start."""
+        """Start an engine again, once the one that falls asleep has ended, and wait until it serves.
+
+        Raises HttpError when it does not sleep or cannot start.
+        """
         if self.phase is not Phase.SLEEPING:
             raise HttpError("conflict", f"the engine is {self.phase.value}, not sleeping")
         self.phase = Phase.RESTARTING
@@ -205,10 +210,10 @@ class Fleet:
             born_s = time.monotonic()
             how = await self._replica.serve(self._on_frame)
             while self._resets:
-                self._resets.popleft().set_exception(
-                    HttpError("no_ready_replica", f"the engine process {how}")
-                )
-            if self.phase is Phase.SLEEPING or not self._awake.is_set():
+                if not (done := self._resets.popleft()).done():
+                    done.set_exception(HttpError("no_ready_replica", f"the engine process {how}"))
+            if self._is_put_to_sleep:
+                self._is_put_to_sleep = False
                 self._fail_all(self._not_ready())
                 await self._awake.wait()
                 self.num_restarts += 1
@@ -243,8 +248,10 @@ class Fleet:
             case frames.Stats():
                 self._on_stats(frame)
             case frames.CacheWasReset():
-                if self._resets:
-                    self._resets.popleft().set_result(frame.num_blocks)
+                if not self._resets:
+                    raise LinkError("it sent CacheWasReset unasked")
+                if not (done := self._resets.popleft()).done():  # cancelled
+                    done.set_result(frame.num_blocks)
             case (
                 frames.Accepted() | frames.Refused() | frames.Delta() | frames.ChoiceEnded() | frames.Ended()
             ):

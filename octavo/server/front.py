@@ -114,20 +114,23 @@ class Front:
         prompts: Sequence[Sequence[int]],
         params: SamplingParams,
         *,
+        param: str,
         priority: int | None,
         salt: str | None,
+        grammar_param: str | None = None,
     ) -> Running:
         """One engine request per prompt, not sent yet.
 
-        priority  the caller's wish; smaller goes first
-        salt      keeps the prompts' cached blocks apart from the tenant's other ones
+        param          the request field the prompts came in, for errors; `grammar_param` that of the grammar
+        priority       the caller's wish; smaller goes first
+        salt           keeps the prompts' cached blocks apart from the tenant's other ones
         Raises PromptTooLong for one that no window holds, and Busy or HttpError when there is no room for them.
         """
         for prompt in prompts:
-            self._check_length(len(prompt))
+            self._check_length(len(prompt), param)
         if self.is_draining:
             raise HttpError("shutting_down", "the server is shutting down", retry_after_s=5)
-        self._check_room(len(prompts))
+        self._check_room(len(prompts), param)
         arrival_s = time.monotonic()
         return Running(
             [
@@ -140,18 +143,18 @@ class Front:
                     arrival_s=arrival_s,
                 )
                 for prompt in prompts
-            ]
+            ],
+            grammar_param,
         )
 
     async def admit(self, running: Running) -> None:
-        """Send the prompts and wait until the engine has taken them all; `finish` must follow.
+        """Try the grammar out, send the prompts and wait until the engine has taken them all; `finish` must follow.
 
         Raises what refuses them, or Gone; then nothing of the request is left.
         """
         self.running.add(running)
         try:
-            for submit in running.submits[:1]:  # the others have the same parameters
-                await self.grammars.check(submit.params.grammar)
+            await self.grammars.check(running.submits[0].params.grammar, running.grammar_param)
             self.fleet.submit(running)
             await running.admitted()
         except BaseException:
@@ -174,23 +177,23 @@ class Front:
             pool.shutdown(wait=False, cancel_futures=True)
         self.grammars.close()
 
-    def _check_length(self, num_tokens: int) -> None:
+    def _check_length(self, num_tokens: int, param: str) -> None:
         """The engine knows better and checks again; what is absurd does not travel to it."""
         longest = self.card.max_model_len - 1
         if num_tokens > longest:
             raise PromptTooLong(
                 f"the prompt has {num_tokens} tokens and the window is {longest + 1} tokens, of which at least one "
                 f"is for the output; shorten the prompt to {longest}",
-                param="prompt",
+                param=param,
             )
 
-    def _check_room(self, num_prompts: int) -> None:
+    def _check_room(self, num_prompts: int, param: str) -> None:
         limit, used = self.config.max_queued_requests, self.fleet.num_running
         if num_prompts > limit:
             raise HttpError(
                 "invalid_value",
                 f"the request has {num_prompts} prompts, at most {limit} are queued here; send fewer at once",
-                param="prompt",
+                param=param,
             )
         if used + num_prompts > limit:
             per_s = self.fleet.stats.drained_per_s if self.fleet.stats else 0.0

@@ -26,6 +26,7 @@ OPEN_PATHS = frozenset({"/health", "/health/live", "/health/ready"})
 """Paths that need no key: probes have none."""
 REQUEST_ID = "x-request-id"
 MAX_HEADERS = 256
+READING = frozenset({"GET", "HEAD", "OPTIONS"})
 _GOOD_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
 
 
@@ -66,6 +67,8 @@ class Gate:
                     f"the request has {len(scope['headers'])} headers; at most {MAX_HEADERS} are read",
                 )
             tenant = self._tenant(scope["path"], headers)
+            if tenant is PUBLIC and scope["method"] not in READING:
+                _check_origin(headers)
             scope["state"]["caller"] = Caller(tenant=tenant, request_id=request_id)
             await self._router(scope, receive, send_with_id)
         except (Gone, ClientDisconnect):
@@ -96,6 +99,16 @@ class Gate:
         where = " < ".join(f"{frame.filename}:{frame.lineno}" for frame in reversed(frames[-6:]))
         self._log.error("internal_error", request_id=request_id, kind=type(error).__name__, where=where)
         return Bug("an internal error; the server's log has it under this x-request-id")
+
+
+def _check_origin(headers: Headers) -> None:
+    """Where no key is asked for, a page of somebody else's must not act by a visitor's browser, as forms can."""
+    origin = headers.get("origin")
+    if origin is not None and origin.partition("://")[2].lower() != headers.get("host", "").lower():
+        raise HttpError(
+            "cross_origin",
+            f"a page from {origin[:256]!r} may not use this server without a key; start it with --api-key",
+        )
 
 
 def routing_error(scope: Scope, error: HTTPException) -> Response:

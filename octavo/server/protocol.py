@@ -9,10 +9,13 @@ arrives, and then the connection is closed.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import h11
 import msgspec
+import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from octavo.api.faults import HttpError, fault
@@ -28,9 +31,18 @@ PASSED_OVER_BYTES = 64 * 1024 * 1024
 KEEP_ALIVE_S = 75
 
 
+class Http(uvicorn.Server):
+    """Leaves signals alone: who started it decides when it ends, by `should_exit`."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
 def http_settings() -> dict[str, Any]:
     """What both listeners tell uvicorn."""
     return {
+        "http": SafeProtocol,
         "h11_max_incomplete_event_size": MAX_HEADER_BYTES,
         "lifespan": "off",
         "ws": "none",

@@ -23,7 +23,7 @@ from octavo.server.app import build_app
 from octavo.server.batches import keeping
 from octavo.server.fleet import Fleet
 from octavo.server.front import Front
-from octavo.server.protocol import SafeProtocol, http_settings
+from octavo.server.protocol import Http, http_settings
 from octavo.server.replica import COMMAND
 
 DRAIN_POLL_S = 0.05
@@ -31,14 +31,6 @@ LAST_WORDS_S = 2.0
 """For error events to reach the clients of requests that are cut short."""
 
 OnReady = Callable[[str, frames.Ready], None]
-
-
-class _Uvicorn(uvicorn.Server):
-    """Leaves signals to us: the front decides when to stop listening."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
 
 
 async def serve(
@@ -135,11 +127,10 @@ async def _serve_http(
 ) -> None:
     config = uvicorn.Config(
         build_app(front),
-        http=SafeProtocol,
         **http_settings(),
         timeout_graceful_shutdown=int(LAST_WORDS_S),
     )
-    http = _Uvicorn(config)
+    http = Http(config)
     serving = asyncio.create_task(http.serve(sockets=[listening]))
     try:
         while not http.started and not serving.done():

@@ -22,13 +22,15 @@ class Gone(Exception):
 class Running:
     """Frames of one or several engine requests, in order of arrival.
 
-    submits  one per prompt; their ids are unknown to the engine until they are posted
+    submits        one per prompt, of the same parameters; their ids are unknown to the engine until they are posted
+    grammar_param  the request field their grammar came in
 
     Deltas of one choice that wait here together become one, so a slow reader holds at most its own answer.
     """
 
-    def __init__(self, submits: Sequence[frames.Submit]) -> None:
+    def __init__(self, submits: Sequence[frames.Submit], grammar_param: str | None = None) -> None:
         self.submits = tuple(submits)
+        self.grammar_param = grammar_param
         self._place = {submit.request_id: place for place, submit in enumerate(submits)}
         self._waiting: deque[Update] = deque()
         self._wake = asyncio.Event()

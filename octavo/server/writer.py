@@ -33,14 +33,18 @@ class Writer(ABC):
         self.front = front
         self.running = running
 
-    @property
-    @abstractmethod
-    def is_stream(self) -> bool:
-        """Whether the answer goes out as events."""
-
     @abstractmethod
     def whole(self, got: Sequence[answers.Answer]) -> object:
         """The answer in one piece, as msgspec encodes it."""
+
+
+class StreamWriter(Writer):
+    """One whose answer can also go out as events."""
+
+    @property
+    @abstractmethod
+    def is_stream(self) -> bool:
+        """Whether that is what was asked for."""
 
     @abstractmethod
     def opening(self) -> Iterator[bytes]:
@@ -88,7 +92,7 @@ class Writer(ABC):
             yield self.failure(error)
 
 
-class CompletionsWriter(Writer):
+class CompletionsWriter(StreamWriter):
     """What chat and completions have in common.
 
     prefix  of the answer's id
@@ -155,10 +159,10 @@ async def respond(request: Request, writer: Writer) -> Response:
     """
     front, running = writer.front, writer.running
     async with watching(request.receive, running.abandon):
-        if not writer.is_stream:
-            return json_response(await whole_answer(writer), headers=writer.headers)
-        await front.admit(running)
-        return EventStream(writer.events(), running, front.finish, writer.headers)
+        if isinstance(writer, StreamWriter) and writer.is_stream:
+            await front.admit(running)
+            return EventStream(writer.events(), running, front.finish, writer.headers)
+        return json_response(await whole_answer(writer), headers=writer.headers)
 
 
 async def whole_answer(writer: Writer) -> object:

@@ -7,6 +7,7 @@ import os
 import socket
 import stat
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,29 @@ def test_sleep_ends_the_engine_and_wake_starts_another(both):
     assert other != engine
     assert served.post("/v1/completions", {"prompt": "say:x"}).json()["choices"][0]["text"] == "x"
     assert admin.post("/admin/wake").status_code == 409
+
+
+def test_waking_while_it_falls_asleep_is_no_death_of_the_engine(folder, tmp_path):
+    with operated(folder, tmp_path) as (served, admin), ThreadPoolExecutor(3) as pool:
+        gate = tmp_path / "open"
+        waiting = pool.submit(served.post, "/v1/completions", {"prompt": f"!gate={gate} say:done"})
+        served.until(lambda health: health["requests"] == 1)
+        sleeping = pool.submit(admin.post, "/admin/sleep")
+        served.until(lambda health: health["status"] == "sleeping")
+        with httpx.Client(
+            transport=httpx.HTTPTransport(uds=str(tmp_path / "admin.sock")),
+            base_url="http://admin",
+            headers=admin.headers,
+            timeout=60,
+        ) as other:
+            waking = pool.submit(other.post, "/admin/wake")
+            served.until(lambda health: health["status"] == "restarting")
+            gate.touch()
+            assert waking.result().json()["status"] == "ready"
+        assert sleeping.result().status_code == 200
+        assert waiting.result().json()["choices"][0]["text"] == "done"
+        assert served.post("/v1/completions", {"prompt": "say:x"}).json()["choices"][0]["text"] == "x"
+        assert "engine_died" not in log_of(served)
 
 
 def test_the_prefix_cache_is_reset_by_the_engine(both):

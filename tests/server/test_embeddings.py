@@ -107,3 +107,13 @@ def test_an_input_that_is_too_long_is_refused_as_a_whole(server):
 def test_fields_without_effect_are_named(server):
     answer = server.post("/v1/embeddings", {"input": "a", "task": "query", "metadata": {}})
     assert answer.headers["x-octavo-warning"] == "without effect: task"
+
+
+def test_errors_about_the_inputs_name_the_field_they_came_in(server):
+    long = server.post("/v1/embeddings", {"input": "x" * 5000})
+    assert (long.status_code, error_of(long)["code"]) == (400, "context_length_exceeded")
+    assert error_of(long)["param"] == "input"
+    many = server.post("/v1/embeddings", {"input": ["x"] * 600})
+    assert (many.status_code, error_of(many)["param"]) == (400, "input")
+    chat = {"messages": [{"role": "user", "content": "x" * 5000}]}
+    assert error_of(server.post("/v1/chat/completions", chat))["param"] == "messages"

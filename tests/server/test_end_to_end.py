@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import openai
 import pytest
 
@@ -20,12 +21,19 @@ from tests.server.test_faults import children
 REAL = (sys.executable, "-m", "octavo", "serve")
 SETTINGS = {"num_kv_blocks": 512, "num_threads": 1, "max_num_seqs": 16}
 FLAGS = [f"--{name.replace('_', '-')}={value}" for name, value in SETTINGS.items()]
+OPERATOR_KEY = "the-operator's-own-key"
 QUESTION = [{"role": "user", "content": "What does textwrap.dedent do?"}]
 
 
 @pytest.fixture(scope="module")
-def real() -> Iterator[Served]:
-    with serving(FLAGS, REAL) as served:
+def operator_socket(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("operator") / "admin.sock"
+
+
+@pytest.fixture(scope="module")
+def real(operator_socket: Path) -> Iterator[Served]:
+    operated = ["--admin-socket", str(operator_socket), "--admin-key", OPERATOR_KEY]
+    with serving([*FLAGS, *operated], REAL) as served:
         yield served
 
 
@@ -152,6 +160,18 @@ def test_a_second_question_reads_the_first_ones_cache(real):
     assert second["prompt_tokens_details"]["cached_tokens"] >= second["prompt_tokens"] - 16
     salted = real.post("/v1/completions", {**body, "cache_salt": "mine"}).json()["usage"]
     assert salted["prompt_tokens_details"]["cached_tokens"] == 0
+
+
+def test_the_operator_has_the_engine_forget_cached_prefixes(real, operator_socket):
+    body = {"prompt": "y = 2\n" * 60, "max_tokens": 1}
+    real.post("/v1/completions", body)
+    real.until(lambda health: health["requests"] == 0)
+    transport = httpx.HTTPTransport(uds=str(operator_socket))
+    headers = {"authorization": f"Bearer {OPERATOR_KEY}"}
+    with httpx.Client(transport=transport, base_url="http://admin", headers=headers, timeout=60) as admin:
+        assert admin.post("/admin/reset_prefix_cache").json()["blocks_freed"] > 0
+        again = real.post("/v1/completions", body).json()["usage"]
+        assert again["prompt_tokens_details"]["cached_tokens"] == 0
 
 
 def test_a_client_that_leaves_frees_its_blocks(real):

@@ -132,8 +132,7 @@ class Hasty(SafeProtocol):
 
 @contextlib.asynccontextmanager
 async def hasty(app: Any) -> AsyncIterator[tuple[uvicorn.Server, int]]:
-    settings = http_settings()
-    config = uvicorn.Config(app, http=Hasty, **settings)
+    config = uvicorn.Config(app, **(http_settings() | {"http": Hasty}))
     http = uvicorn.Server(config)
     listening = socket.socket()
     listening.bind(("127.0.0.1", 0))
@@ -527,3 +526,34 @@ def test_ten_thousand_readers_that_leave_after_one_token(server):
     before = rss(server.process.pid)
     leave_early(server, 10_000)
     assert rss(server.process.pid) < before + 64 * MIB
+
+
+# T24: pages of others
+
+
+@pytest.mark.parametrize(
+    "origin", ["https://evil.example", "null", "http://127.0.0.1:1", "http://[::1", "//"]
+)
+@pytest.mark.parametrize("call", ["POST /v1/files", "POST /v1/completions", "DELETE /v1/files/x"])
+def test_a_page_of_another_origin_cannot_act_without_a_key(server, origin, call):
+    method, path = call.split()
+    form = (
+        {"files": {"file": ("a.jsonl", b"{}")}, "data": {"purpose": "user_data"}}
+        if path == "/v1/files"
+        else {}
+    )
+    refused = server.client.request(method, path, headers={"origin": origin}, **form)
+    assert (refused.status_code, error_of(refused)["code"]) == (403, "cross_origin")
+
+
+def test_a_page_of_the_server_itself_and_whoever_names_no_origin_may(server):
+    for headers in ({}, {"origin": server.url}, {"origin": server.url.upper()}):
+        assert server.post("/v1/completions", {"prompt": "say:a"}, headers=headers).status_code == 200
+
+
+def test_with_a_key_the_origin_does_not_matter(folder):
+    with serving([str(folder), "--api-key", "a-caller's-key"]) as served:
+        headers = {"origin": "https://app.example", "authorization": "Bearer a-caller's-key"}
+        assert served.post("/v1/completions", {"prompt": "say:a"}, headers=headers).status_code == 200
+        headers["authorization"] = "Bearer another-key"
+        assert served.post("/v1/completions", {"prompt": "say:a"}, headers=headers).status_code == 401
