@@ -106,7 +106,28 @@ def check_request(limits: Limits, request: Request) -> tuple[int, int]:
     if longest is not None:
         total = min(total, len(request.prompt) + longest)
     _check_fits(limits, len(request.prompt), total)
+    _check_begun(request, total)
     return width, total
+
+
+def _check_begun(request: Request, total: int) -> None:
+    """What has been begun must be choices of this request with a token left to draw."""
+    if not request.begun:
+        return
+    params = request.params
+    if params.is_told_at_once:
+        raise RequestError("a request that is answered as a whole cannot go on from a part", param="begun")
+    indexes = [begun.index for begun in request.begun]
+    if len(set(indexes)) < len(indexes) or not all(0 <= index < params.n for index in indexes):
+        raise RequestError(f"begun names choices {indexes}; there are {params.n}", param="begun")
+    for begun in request.begun:
+        _check_tokens((*request.prompt, *begun.tokens))
+        if len(request.prompt) + len(begun.tokens) >= total:
+            raise RequestError(
+                f"choice {begun.index} has {len(begun.tokens)} tokens; with its prompt of {len(request.prompt)} it"
+                f" may have no more than {total}",
+                param="begun",
+            )
 
 
 def _check_tokens(prompt: tuple[int, ...]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from octavo.core.sequence import Request, Sequence, State
@@ -70,11 +69,15 @@ class Roster:
         self.groups[request.request_id] = group
         return group
 
-    def join(self, group: Group, make: Callable[[int, int], Sequence]) -> Sequence:
-        """Add the sequence `make(seq_id, index)` to the group; where it is listed is the caller's to say."""
-        sequence = make(self._next_seq_id, group.next_index)
+    def next_id(self) -> int:
+        """The id of a sequence to be made; counts from 0."""
+        seq_id = self._next_seq_id
         self._next_seq_id += 1
-        group.next_index += 1
+        return seq_id
+
+    def join(self, group: Group, sequence: Sequence) -> Sequence:
+        """Add a sequence to the group; where it is listed is the caller's to say."""
+        group.next_index = max(group.next_index, sequence.index + 1)
         group.members[sequence.seq_id] = sequence
         self.sequences[sequence.seq_id] = sequence
         self._reseat(group)

@@ -24,7 +24,7 @@ from octavo.core.invariants import check
 from octavo.core.limits import Limits, check_request
 from octavo.core.planning import Planner
 from octavo.core.roster import Group, Roster
-from octavo.core.sequence import Request, Sequence, State, Wait
+from octavo.core.sequence import Begun, Request, Sequence, State, Wait
 from octavo.core.step import Event, Finished, Forked, Held, Output, Slice, Step, StepResult, Token
 from octavo.core.tables import Tables
 from octavo.errors import Bug, RequestError
@@ -94,7 +94,8 @@ class Scheduler:
         """Queue a request.
 
         Raises PromptTooLong when it can never fit the window or the pool, RequestError when its id is in use, its
-        prompt is empty or holds no token ids, or it asks for more sequences than there are seats.
+        prompt is empty or holds no token ids, it asks for more sequences than there are seats, or what it has begun
+        could not go on.
         """
         self._at(now_s)
         if request.request_id in self.roster.groups:
@@ -104,21 +105,25 @@ class Scheduler:
         width, total = check_request(self.limits, request)
         group = self.roster.enter(request, width)
         seed = self.cache.seed(request.namespace)
-        sequence = self.roster.join(
-            group,
-            lambda seq_id, index: Sequence(
-                seq_id,
-                request,
-                index,
-                group.arrival,
-                total,
-                list(request.prompt),
-                seed,
-                num_draws=0 if request.params.embed else 1 if group.is_beam else width,
-                is_beam=group.is_beam,
-            ),
-        )
-        self.roster.queue(sequence)
+        num_draws = 0 if request.params.embed else 1 if group.is_beam or request.begun else width
+        if request.begun:
+            self.roster.branched(group)
+        for begun in request.begun or (Begun(0, ()),):
+            sequence = self.roster.join(
+                group,
+                Sequence(
+                    self.roster.next_id(),
+                    request,
+                    begun.index,
+                    group.arrival,
+                    total,
+                    [*request.prompt, *begun.tokens],
+                    seed,
+                    num_draws=num_draws,
+                    is_beam=group.is_beam,
+                ),
+            )
+            self.roster.queue(sequence)
 
     def cancel(self, request_id: str, now_s: float) -> list[Event]:
         """End every live sequence of the request. No events when it is unknown or has ended."""
@@ -260,10 +265,10 @@ class Scheduler:
         """A new sequence with the parent's tokens and a share in its blocks."""
         child = self.roster.join(
             group,
-            lambda seq_id, index: Sequence(
-                seq_id,
+            Sequence(
+                self.roster.next_id(),
                 parent.request,
-                index,
+                group.next_index,
                 parent.arrival,
                 parent.max_total_tokens,
                 list(parent.tokens),

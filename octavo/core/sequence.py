@@ -197,6 +197,12 @@ class SamplingParams:
     def is_greedy(self) -> bool:
         return self.temperature < 1e-5
 
+    @property
+    def is_told_at_once(self) -> bool:
+        """Whether an answer can only be given when all of it is known: choices ranked, beams, scored prompts."""
+        is_ranked = self.beam_width is not None or self.num_choices > self.n
+        return is_ranked or self.prompt_logprobs is not None or self.embed
+
 
 def _several(name: str, value: object) -> tuple[Any, ...]:
     """A list or tuple as a tuple; None is none. What it holds is looked at by the caller."""
@@ -226,6 +232,18 @@ def _number(name: str, value: object, low: float, high: float, *, low_open: bool
         raise RequestError(f"{name} must be {limit}, got {value}", param=name)
 
 
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """A choice that has been drawn in part, elsewhere or earlier, and goes on from there.
+
+    index   which choice of its request
+    tokens  its output so far; none of them ended it
+    """
+
+    index: int
+    tokens: tuple[int, ...]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
     """One prompt and what to do with it, as the scheduler sees it.
@@ -234,6 +252,7 @@ class Request:
     priority       smaller goes first; equal priorities go by order of arrival
     namespace      who may share cached blocks with this request; equal bytes share
     end_token_ids  the model's end tokens; end the output unless `params.ignore_eos`
+    begun          the choices to go on with, in place of all choices from their beginning; empty begins
     """
 
     request_id: str
@@ -242,6 +261,7 @@ class Request:
     priority: int = 0
     namespace: bytes = b""
     end_token_ids: frozenset[int] = frozenset()
+    begun: tuple[Begun, ...] = ()
 
 
 class State(enum.Enum):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 from octavo.core.scheduler import Limits
-from octavo.core.sequence import Request, SamplingParams
-from tests.core.world import World
+from octavo.core.sequence import Begun, Request, SamplingParams
+from tests.core.world import VOCAB, World
+from tests.oracles.shadow import alone
 
 
 def random_limits(rng: random.Random) -> Limits:
@@ -64,7 +66,7 @@ class RandomDriver:
         if rng.random() < 0.2 and params["max_tokens"]:
             params["min_tokens"] = rng.randrange(params["max_tokens"] + 1)
         self._num_requests += 1
-        return Request(
+        made = Request(
             request_id=f"r{self._num_requests}",
             prompt=stem + tail,
             params=SamplingParams(**params),
@@ -72,6 +74,18 @@ class RandomDriver:
             namespace=rng.choice(self.namespaces),
             end_token_ids=frozenset({5}),
         )
+        return replace(made, begun=self._begun(made)) if rng.random() < 0.2 else made
+
+    def _begun(self, request: Request) -> tuple[Begun, ...]:
+        """Some of its choices, each broken off at a random place before its end."""
+        if request.params.is_told_at_once:
+            return ()
+        rng, begun = self.rng, []
+        for index in range(request.params.n):
+            tokens, _ = alone(request, index, self.limits.max_model_len, VOCAB)
+            if rng.random() < 0.7:
+                begun.append(Begun(index, tuple(tokens[: rng.randrange(len(tokens))])))
+        return tuple(begun)
 
     def operate(self) -> None:
         """One random operation."""

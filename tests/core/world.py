@@ -64,10 +64,11 @@ class World:
     def submit(self, request: Request) -> None:
         self._called("submit", request)
         self.scheduler.submit(request, 0.0)
-        sequence = self.scheduler.live(request.request_id)[0]
-        self.shadow.begin(sequence.seq_id, request)
         story = self.stories[request.request_id] = Story(request)
-        story.outputs[sequence.seq_id] = []
+        for sequence in self.scheduler.live(request.request_id):
+            output = sequence.tokens[len(request.prompt) :]
+            self.shadow.begin(sequence.seq_id, request, sequence.index, output)
+            story.outputs[sequence.seq_id] = list(output)
 
     def plan(self) -> Step | None:
         """Plan if fewer than two steps are out."""

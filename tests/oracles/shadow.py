@@ -10,7 +10,7 @@ Tokens are a pure function of the prefix and the choice, so `alone` knows the an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from octavo.core.sequence import Request
@@ -119,9 +119,9 @@ class Shadow:
         self.in_flight: list[Flight] = []
         self.num_computed = self.num_copies = self.num_reads = 0
 
-    def begin(self, seq_id: int, request: Request, index: int = 0) -> None:
+    def begin(self, seq_id: int, request: Request, index: int = 0, output: Sequence[int] = ()) -> None:
         worker = self.workers[seq_id] = Worker(request, index, [], [])
-        for token in request.prompt:
+        for token in (*request.prompt, *output):
             worker.append(token)
 
     def take_in(self, events: list[Event]) -> None:
