@@ -15,7 +15,7 @@ from octavo.config import EngineConfig
 from octavo.core.scheduler import Scheduler
 from octavo.engine.locate import Location, locate
 from octavo.engine.loop import Engine
-from octavo.engine.machine import Machine, read_machine
+from octavo.engine.machine import WHOLE, Machine, Share, read_machine
 from octavo.engine.resolve import Resolved, resolve
 from octavo.errors import ConfigError
 from octavo.exec.runner import Runner
@@ -45,7 +45,7 @@ class Built:
     tokenizer: Tokenizer
 
 
-def plan(config: EngineConfig) -> Plan:
+def plan(config: EngineConfig, share: Share = WHOLE) -> Plan:
     """Everything that can be known from config.json and this machine. Reads no weights."""
     location = locate(config.model.model)
     if config.model.load_format == "dummy":
@@ -53,7 +53,7 @@ def plan(config: EngineConfig) -> Plan:
     arch = Arch.from_file(location.config)
     machine = read_machine()
     device, free_bytes = _device(config.runtime.device, machine)
-    resolved = resolve(config, arch, machine, device=device, free_bytes=free_bytes)
+    resolved = resolve(config, arch, machine, device=device, free_bytes=free_bytes, share=share)
     return Plan(config, location, arch, machine, resolved)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from octavo.codec.tokenizer import Tokenizer
 from octavo.core.scheduler import Scheduler
@@ -18,11 +18,13 @@ from octavo.core.step import Event, Finished, Forked, Held, Preempted, Step, Ste
 from octavo.decode.beam import BeamSearch
 from octavo.decode.grammar import Compiled, Grammars
 from octavo.engine.checks import bad_words_of, check_request, check_types
-from octavo.engine.outputs import ChoiceEnded, Delta, RequestMetrics, Update
+from octavo.engine.outputs import RequestEnded, RequestMetrics, Update
+from octavo.engine.resume import take_up
 from octavo.engine.tracking import Tracked
 from octavo.errors import Bug, RequestError
 from octavo.exec.executor import Executor, Start
 from octavo.exec.runner import Payload
+from octavo.link.frames import Progress
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +36,7 @@ class Counts:
     num_waiting: int
     used_kv_blocks: int
     num_kv_blocks: int
+    longest_step_s: float
 
 
 class Engine:
@@ -63,6 +66,8 @@ class Engine:
         self._seed = seed
         self._num_added = 0
         self._num_steps = 0
+        self._longest_step_s = 0.0
+        self._launched_s = 0.0
         self._tracked: dict[str, Tracked] = {}
         self._owner: dict[int, tuple[str, int]] = {}
         self._started: dict[int, int] = {}
@@ -91,6 +96,7 @@ class Engine:
             num_waiting=len(scheduler.roster.waiting),
             used_kv_blocks=usable - pool.num_available,
             num_kv_blocks=usable,
+            longest_step_s=self._longest_step_s,
         )
 
     def grammar(self, params: SamplingParams) -> Compiled | None:
@@ -111,10 +117,15 @@ class Engine:
         priority: int = 0,
         namespace: bytes = b"",
         arrival_s: float | None = None,
-    ) -> None:
+        seed: int | None = None,
+        progress: Sequence[Progress] = (),
+    ) -> list[Update]:
         """Accept a request. Raises RequestError, and leaves nothing behind, when it can never be served.
 
-        grammar  that of `params`, where it has been compiled already; compiled here otherwise
+        grammar   that of `params`, where it has been compiled already; compiled here otherwise
+        seed      keys its draws where `params` brings none; None has one chosen
+        progress  choices another engine has begun; see `octavo.engine.resume`
+        Returns what the caller lacks of choices that turn out to have ended, usually nothing.
         """
         self._raise_failure()
         if request_id in self._tracked:
@@ -135,16 +146,23 @@ class Engine:
             namespace=namespace,
             end_token_ids=self.tokenizer.end_ids,
         )
-        self.scheduler.submit(request, now_s)
-        seed = params.seed if params.seed is not None else self._next_seed()
         tracked = Tracked(
             request=request,
             prompt_text=prompt_text,
             tokenizer=self.tokenizer,
-            metrics=RequestMetrics(arrival_s=now_s if arrival_s is None else arrival_s, seed=seed),
+            metrics=RequestMetrics(arrival_s=now_s if arrival_s is None else arrival_s),
             grammar=grammar,
             bad_words=bad_words,
         )
+        updates: list[Update] = []
+        if progress:
+            begun, updates = take_up(tracked, progress, self.scheduler.limits.max_model_len)
+            if not begun:
+                return [*updates, self._closed(tracked)]
+            tracked.request = replace(request, begun=begun)
+        self.scheduler.submit(tracked.request, now_s)
+        given = params.seed if params.seed is not None else seed
+        tracked.metrics.seed = self._next_seed() if given is None else given
         if params.beam_width is not None:
             ends = frozenset(params.stop_token_ids) | (
                 frozenset() if params.ignore_eos else self.tokenizer.end_ids
@@ -158,6 +176,7 @@ class Engine:
                 end_ids=ends,
             )
         self._tracked[request_id] = tracked
+        return updates
 
     def _next_seed(self) -> int:
         self._num_added += 1
@@ -185,6 +204,7 @@ class Engine:
         if self._flight is not None:
             step, future = self._flight
             result = self._carried_out(step, future)
+            self._longest_step_s = max(self._longest_step_s, self._clock() - self._launched_s)
             self._flight = None
             self._launch(ahead)
             events = self.scheduler.commit(step, result, self._clock())
@@ -238,7 +258,7 @@ class Engine:
         metrics.wait_reasons |= sequence.wait_reasons
         if metrics.first_scheduled_s is None:
             metrics.first_scheduled_s = now_s
-            metrics.cached_prompt_tokens = sequence.num_cached_tokens
+            metrics.cached_prompt_tokens = min(sequence.num_cached_tokens, len(request.prompt))
             if sequence.cache_report is not None:
                 metrics.cache_miss_reason = sequence.cache_report.why
             tracked.live_beams.add(seq_id)
@@ -262,6 +282,7 @@ class Engine:
         appended, self._appended = self._appended, []
         ended, self._ended = self._ended, []
         self._num_steps += 1
+        self._launched_s = self._clock()
         future = self._thread.submit(self._executor.run, step, starts, appended, ended)
         self._flight = (step, future)
 
@@ -363,20 +384,14 @@ class Engine:
         if tracked.beams is not None:
             self._on_beam_finished(event, tracked)
         else:
-            hit = tracked.choice(event.index).stops.hit
-            is_end = event.stop_token in tracked.request.end_token_ids
-            stop_reason = hit if hit is not None else (None if is_end else event.stop_token)
-            rest = tracked.end(event.index, event.reason, stop_reason, event.error)
-            if tracked.is_streamed:
-                if rest:
-                    updates.append(Delta(request_id, event.index, rest, ()))
-                output = tracked.choices[event.index].output
-                reason = output.finish_reason or event.reason
-                updates.append(ChoiceEnded(request_id, event.index, reason, output.stop_reason, output.error))
+            updates += tracked.closed(event.index, event.reason, event.stop_token, event.error)
         if tracked.has_ended:
-            tracked.metrics.finished_s = self._clock()
             del self._tracked[request_id]
-            updates.append(tracked.ended())
+            updates.append(self._closed(tracked))
+
+    def _closed(self, tracked: Tracked) -> RequestEnded:
+        tracked.metrics.finished_s = self._clock()
+        return tracked.ended()
 
     def _on_beam_finished(self, event: Finished, tracked: Tracked) -> None:
         """The last live beam has gone: the choices are the best candidates, or what was cut short."""

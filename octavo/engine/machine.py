@@ -16,6 +16,21 @@ class Machine:
     available_bytes: int
 
 
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What of the machine one engine may take where its settings leave that open.
+
+    num_engines   that share it
+    memory_limit  bytes an earlier engine in the same place took; None where this is the first
+    """
+
+    num_engines: int = 1
+    memory_limit: int | None = None
+
+
+WHOLE = Share()
+
+
 def read_machine(root: Path = Path("/")) -> Machine:
     """This machine as seen from this process. `root` lets tests lay out their own /proc and /sys."""
     meminfo = _meminfo(root / "proc/meminfo")

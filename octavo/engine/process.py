@@ -19,9 +19,9 @@ from functools import partial
 from pathlib import Path
 
 import octavo
-from octavo.config import EngineConfig
 from octavo.decode.grammar import Compiled
 from octavo.engine.build import Built, build, plan
+from octavo.engine.machine import Share
 from octavo.engine.outputs import ChoiceEnded, Delta, Logprob, RequestEnded, RequestOutput, Update
 from octavo.engine.service import EngineThread
 from octavo.errors import Busy, OctavoError, RequestError
@@ -54,7 +54,7 @@ class EngineProcess:
         hello = frames.Hello(protocol=frames.PROTOCOL, version=octavo.__version__, pid=os.getpid())
         await self._channel.send(hello)
         try:
-            built = await asyncio.to_thread(self._build, configure.config)
+            built = await asyncio.to_thread(self._build, configure)
         except OctavoError as error:
             await self._channel.send(frames.LoadFailed(code=error.code, message=str(error)))
             return EXIT_LOAD
@@ -69,8 +69,9 @@ class EngineProcess:
             await asyncio.to_thread(self._thread.stop)
         return code
 
-    def _build(self, config: EngineConfig) -> Built:
-        planned = plan(config)
+    def _build(self, configure: frames.Configure) -> Built:
+        config = configure.config
+        planned = plan(config, Share(configure.num_engines, configure.memory_limit))
         memory = planned.resolved.memory
         loading = frames.Loading(phase="weights", total=memory.weight_bytes, memory=tuple(memory.rows()))
         self._loop.call_soon_threadsafe(self._post, loading)
@@ -110,10 +111,11 @@ class EngineProcess:
 
     def _add(self, frame: frames.Submit, grammar: Compiled | OctavoError | None) -> None:
         """In the engine's thread: accept or refuse, before any token of the request can be drawn."""
+        updates: list[Update] = []
         try:
             if isinstance(grammar, OctavoError):
                 raise grammar
-            self._built.engine.add(
+            updates = self._built.engine.add(
                 frame.prompt_token_ids,
                 frame.params,
                 request_id=frame.request_id,
@@ -121,6 +123,8 @@ class EngineProcess:
                 priority=frame.priority,
                 namespace=frame.namespace,
                 arrival_s=frame.arrival_s or None,
+                seed=frame.seed,
+                progress=frame.progress,
             )
         except OctavoError as error:
             answer: frames.Frame = frames.Refused(
@@ -134,6 +138,8 @@ class EngineProcess:
             self._num_top[frame.request_id] = frame.params.logprobs or 0
             answer = frames.Accepted(request_id=frame.request_id)
         self._loop.call_soon_threadsafe(self._post, answer)
+        if updates:
+            self._deliver(updates)
 
     def _cancel(self, request_id: str) -> None:
         updates = self._built.engine.cancel(request_id)
@@ -179,6 +185,7 @@ class EngineProcess:
                     used_kv_blocks=counts.used_kv_blocks,
                     num_kv_blocks=counts.num_kv_blocks,
                     drained_per_s=len(recent) / DRAIN_WINDOW_S,
+                    longest_step_s=counts.longest_step_s,
                 )
             )
             if self._is_draining:
@@ -226,6 +233,7 @@ def _ready(built: Built, load_s: float) -> frames.Ready:
         ),
         load_s=load_s,
         hidden_size=planned.arch.hidden_size,
+        memory_limit=resolved.memory.limit_bytes,
     )
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from octavo.arch import Arch
 from octavo.config import EngineConfig
 from octavo.core.scheduler import Limits
-from octavo.engine.machine import Machine
+from octavo.engine.machine import WHOLE, Machine, Share
 from octavo.errors import ConfigError
 from octavo.kernels import native
 from octavo.planner.memory import MemoryPlan, kv_block_bytes, weight_bytes, workspace_bytes
@@ -42,22 +42,31 @@ class Resolved:
     decisions: tuple[Decision, ...]
 
 
-def resolve(config: EngineConfig, arch: Arch, machine: Machine, *, device: str, free_bytes: int) -> Resolved:
+def resolve(
+    config: EngineConfig,
+    arch: Arch,
+    machine: Machine,
+    *,
+    device: str,
+    free_bytes: int,
+    share: Share = WHOLE,
+) -> Resolved:
     """Settle every open setting.
 
     device      "cpu", "cuda" or "cuda:N", already chosen by whoever can ask the tensor library
     free_bytes  free memory of that device now
+    share       what of the machine is this engine's
     Raises ConfigError when the model does not fit, with the table's figures and what would make it fit.
     """
     made: list[Decision] = [Decision("device", device, _because_device(config.runtime.device, device))]
     dtype = _dtype(config, arch, made)
     isa = _isa(config, device, dtype, made)
-    threads = _threads(config, machine, made)
+    threads = _threads(config, machine, share, made)
     max_len = _max_model_len(config, arch, made)
     seqs = config.scheduler.max_num_seqs
     batched = _batched_tokens(config, device, seqs, made)
     block_tokens = _block_tokens(config, made)
-    limit = _limit(config, free_bytes, made)
+    limit = _limit(config, free_bytes, share, made)
     limits = Limits(
         num_blocks=2,  # until the memory plan below
         block_tokens=block_tokens,
@@ -118,12 +127,17 @@ def _isa(config: EngineConfig, device: str, dtype: str, made: list[Decision]) ->
     return isa
 
 
-def _threads(config: EngineConfig, machine: Machine, made: list[Decision]) -> int:
+def _threads(config: EngineConfig, machine: Machine, share: Share, made: list[Decision]) -> int:
     if config.runtime.num_threads is not None:
         return config.runtime.num_threads
+    threads = max(1, machine.num_cores // share.num_engines)
     because = "cores this process may use (affinity and cgroup quota)"
-    made.append(Decision("num_threads", str(machine.num_cores), because))
-    return machine.num_cores
+    made.append(Decision("num_threads", str(threads), because + _shared(share)))
+    return threads
+
+
+def _shared(share: Share) -> str:
+    return f", shared by {share.num_engines} engines" if share.num_engines > 1 else ""
 
 
 def _max_model_len(config: EngineConfig, arch: Arch, made: list[Decision]) -> int:
@@ -161,11 +175,19 @@ def _block_tokens(config: EngineConfig, made: list[Decision]) -> int:
     return BLOCK_TOKENS
 
 
-def _limit(config: EngineConfig, free_bytes: int, made: list[Decision]) -> int:
+def _limit(config: EngineConfig, free_bytes: int, share: Share, made: list[Decision]) -> int:
     if config.kv.memory_limit is not None:
         return config.kv.memory_limit
     limit = int(free_bytes * MEMORY_FRACTION)
-    made.append(Decision("memory_limit", format_bytes(limit), f"{MEMORY_FRACTION:.0%} of what is free now"))
+    if share.memory_limit is not None and share.memory_limit <= limit:
+        because = "what the engine before it in this place had"
+        limit = share.memory_limit
+    elif share.memory_limit is not None:
+        because = f"{MEMORY_FRACTION:.0%} of what is free now, less than the engine before it had"
+    else:
+        because = f"{MEMORY_FRACTION:.0%} of what is free now{_shared(share)}"
+        limit //= share.num_engines
+    made.append(Decision("memory_limit", format_bytes(limit), because))
     return limit
 
 

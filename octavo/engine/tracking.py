@@ -13,12 +13,14 @@ from octavo.decode.beam import BeamSearch
 from octavo.decode.grammar import Compiled
 from octavo.decode.logprobs import Choice
 from octavo.engine.outputs import (
+    ChoiceEnded,
     CompletionOutput,
     Delta,
     Logprob,
     RequestEnded,
     RequestMetrics,
     RequestOutput,
+    Update,
 )
 
 
@@ -57,8 +59,8 @@ class Tracked:
 
     @property
     def is_streamed(self) -> bool:
-        """Whether tokens may be shown as they come: not when choices are ranked at the end."""
-        return self.beams is None and self.params.num_choices == self.params.n
+        """Whether tokens may be shown as they come."""
+        return not self.params.is_told_at_once
 
     def choice(self, index: int) -> Growing:
         if index not in self.choices:
@@ -122,6 +124,23 @@ class Tracked:
         output.text += rest
         output.finish_reason, output.stop_reason, output.error = reason, stop_reason, error
         return rest
+
+    def closed(
+        self, index: int, reason: str, stop_token: int | None, error: str | None = None
+    ) -> list[Update]:
+        """Close a choice as the core has it end; returns what callers are told of it.
+
+        stop_token  the token id that ended it, if one did
+        """
+        hit = self.choice(index).stops.hit
+        is_end = stop_token in self.request.end_token_ids
+        rest = self.end(index, reason, hit if hit is not None else None if is_end else stop_token, error)
+        if not self.is_streamed:
+            return []
+        output = self.choice(index).output
+        told: list[Update] = [Delta(self.request.request_id, index, rest, ())] if rest else []
+        reason = output.finish_reason or reason
+        return [*told, ChoiceEnded(self.request.request_id, index, reason, output.stop_reason, output.error)]
 
     @property
     def has_ended(self) -> bool:

@@ -3,7 +3,7 @@
     front                                   engine
       |  Configure(config)          ->        |     first frame of the link
       |        <-   Hello, Loading..., Ready  |     or LoadFailed, after which the engine exits
-      |  Submit                     ->        |
+      |  Submit                     ->        |     anew, or from where another engine broke off
       |        <-   Accepted                  |     or Refused: the request never ran
       |        <-   Delta..., ChoiceEnded...  |     choices interleave; each ends once
       |        <-   Ended                     |     last frame of a request, exactly once after Accepted
@@ -26,7 +26,7 @@ import msgspec
 from octavo.config import EngineConfig
 from octavo.core.sequence import SamplingParams
 
-PROTOCOL = 1
+PROTOCOL = 2
 """Raised when a frame changes its meaning. Two processes that differ in it part at once."""
 
 
@@ -37,11 +37,18 @@ class Frame(
 
 
 class Configure(Frame, frozen=True):
-    """Front to engine, first of all."""
+    """Front to engine, first of all.
+
+    num_engines   that share this machine: open settings take that part of its cores and free memory
+    memory_limit  bytes, what an earlier engine in this place took for an open memory_limit; None where this is
+                  the first
+    """
 
     protocol: int
     version: str
     config: EngineConfig
+    num_engines: int = 1
+    memory_limit: int | None = None
 
 
 class Hello(Frame, frozen=True):
@@ -101,6 +108,7 @@ class Ready(Frame, frozen=True):
     memory           (what, bytes, remark) rows of the plan, as printed
     load_s           seconds from Configure to here
     hidden_size      numbers in an embedding; 0 when the engine computes none
+    memory_limit     bytes for weights, cache and workspace together
     """
 
     model: str
@@ -119,6 +127,21 @@ class Ready(Frame, frozen=True):
     kernels: tuple[Kernel, ...] = ()
     load_s: float = 0.0
     hidden_size: int = 0
+    memory_limit: int = 0
+
+
+class Progress(Frame, frozen=True, array_like=True, tag=False, omit_defaults=False):
+    """How far the client is with one choice that another engine has begun.
+
+    token_ids  of its output, in order
+    num_chars  of its text
+    has_ended  nothing of it is to be sent any more
+    """
+
+    index: int
+    token_ids: tuple[int, ...]
+    num_chars: int
+    has_ended: bool
 
 
 class Submit(Frame, frozen=True):
@@ -128,6 +151,8 @@ class Submit(Frame, frozen=True):
     priority    smaller goes first
     namespace   who may share cached blocks with it
     arrival_s   age is measured from here; seconds on the machine-wide monotonic clock (`time.monotonic`)
+    seed        keys its draws; None lets the engine choose
+    progress    choices begun before: each goes on after what its client has; those not named begin anew
     """
 
     request_id: str
@@ -136,6 +161,8 @@ class Submit(Frame, frozen=True):
     priority: int = 0
     namespace: bytes = b""
     arrival_s: float = 0.0
+    seed: int | None = None
+    progress: tuple[Progress, ...] = ()
 
 
 class Cancel(Frame, frozen=True):
@@ -261,8 +288,9 @@ class Ended(Frame, frozen=True):
 class Stats(Frame, frozen=True):
     """The engine's pulse.
 
-    num_steps      forward passes so far; standing still while sequences run means a stall
-    drained_per_s  requests ended per second over the last half minute
+    num_steps       forward passes so far; standing still while sequences run means a stall
+    drained_per_s   requests ended per second over the last half minute
+    longest_step_s  of the forward passes so far
     """
 
     num_steps: int
@@ -271,6 +299,7 @@ class Stats(Frame, frozen=True):
     used_kv_blocks: int
     num_kv_blocks: int
     drained_per_s: float = 0.0
+    longest_step_s: float = 0.0
 
 
 ToEngine = Configure | Submit | Cancel | Drain | ResetCache
