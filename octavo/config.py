@@ -143,6 +143,11 @@ class ServerConfig:
     api_key: tuple[str, ...] = _knob(
         (), "keys that may call, comma separated; none lets everybody", text="list", secret=True
     )
+    engines: int = _knob(1, "engine processes on this machine, each with the whole model", text="count")
+    routing: str = _knob(
+        "prefix", "which engine takes a request: prefix (by cached beginning) or least_loaded"
+    )
+    hold_s: float = _knob(60.0, "how long a request waits while no engine is ready", text="seconds")
     served_model_name: str | None = _knob(
         None, "name of the model on the wire instead of its own", none="none"
     )
@@ -183,6 +188,9 @@ class ServerConfig:
             raise ConfigError("api_key must hold keys of at least 8 characters each (values are not shown)")
         if self.served_model_name is not None:
             _text("served_model_name", self.served_model_name)
+        _whole("engines", self.engines, 1, 256)
+        _one_of("routing", self.routing, ("prefix", "least_loaded"))
+        _number("hold_s", self.hold_s, 0.0, 86400.0)
         _whole("max_queued_requests", self.max_queued_requests, 1, 10**6)
         _whole("max_body_bytes", self.max_body_bytes, 1024, 2**31)
         _number("keep_alive_s", self.keep_alive_s, 0.05, 600.0)

@@ -58,6 +58,7 @@ ROWS: Mapping[str, Row] = {
     "storage_quota_exceeded": Row(507, INVALID, retry=False),
     "storage_full": Row(507, "server_error", retry=False),
     "engine_error": Row(500, "server_error", retry=False),
+    "request_quarantined": Row(500, "server_error", retry=False),
     "internal_error": Row(500, "server_error", retry=False),
 }
 UNKNOWN = ROWS["internal_error"]

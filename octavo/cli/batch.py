@@ -46,7 +46,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "model", nargs="?", metavar="MODEL", help="directory, hub id, bundled name, or config.json"
     )
     output.add_json(parser)
-    settings.add_flags(parser, ENGINE, also=("served_model_name",))
+    settings.add_flags(parser, ENGINE, also=("served_model_name", "engines", "routing", "hold_s"))
 
 
 def run(args: argparse.Namespace) -> int:
@@ -99,13 +99,21 @@ async def answer_file(
         index = await asyncio.to_thread(checked)
     except Invalid as invalid:
         return _refused(invalid, as_json)
-    fleet = Fleet(engine, _Aloud(sys.stderr, time.time), command or COMMAND)
+    fleet = Fleet(
+        engine,
+        _Aloud(sys.stderr, time.time),
+        command or COMMAND,
+        num_engines=server.engines,
+        hold_s=server.hold_s,
+        routing=server.routing,
+    )
     try:
         ready = await fleet.start(lambda _: None)
         front = Front(server, fleet, ready, _Aloud(sys.stderr, time.time))
         try:
             front.check_model(index.model)
-            most = min(IN_FLIGHT * engine.scheduler.max_num_seqs, server.max_queued_requests)
+            wanted = IN_FLIGHT * engine.scheduler.max_num_seqs * server.engines
+            most = min(wanted, server.max_queued_requests)
             summary = await _run_lines(front, index, source, target, part, most)
         finally:
             front.close()

@@ -71,6 +71,13 @@ async def wake(request: Request) -> Response:
     return json_response({"status": operator.front.fleet.phase.value, "load_s": ready.load_s})
 
 
+async def replace(request: Request) -> Response:
+    """Put a new engine in each one's place, one after the other; answered when all serve. No request is lost."""
+    operator: Operator = request.state.operator
+    num_engines = await operator.front.fleet.replace(operator.front.config.drain_s)
+    return json_response({"status": operator.front.fleet.phase.value, "engines_replaced": num_engines})
+
+
 async def reset_prefix_cache(request: Request) -> Response:
     """Forget cached prefixes; blocks of running requests stay until those end, and pinned ones stay."""
     operator: Operator = request.state.operator
@@ -87,6 +94,7 @@ ROUTES = (
     Route("/admin/drain", drain, methods=["POST"]),
     Route("/admin/sleep", sleep, methods=["POST"]),
     Route("/admin/wake", wake, methods=["POST"]),
+    Route("/admin/replace", replace, methods=["POST"]),
     Route("/admin/reset_prefix_cache", reset_prefix_cache, methods=["POST"]),
     Route("/admin/config", config, methods=["GET"]),
 )

@@ -55,6 +55,7 @@ class Front:
         self.started_s = time.time()
         self.is_draining = False
         self.running: set[Running] = set()
+        self._num_seeds = 0
         self.storage: Storage | None = None
         self.batches: Batches | None = None
         self.storage_problem = "this server keeps no files"
@@ -141,6 +142,7 @@ class Front:
                     priority=BATCH_PRIORITY if caller.is_batch else priority or 0,
                     namespace=caller.tenant.namespace_with(salt),
                     arrival_s=arrival_s,
+                    seed=self._next_seed() if params.seed is None else params.seed,
                 )
                 for prompt in prompts
             ],
@@ -165,6 +167,12 @@ class Front:
         """The request is answered or given up: whatever of it still runs is cancelled."""
         self.running.discard(running)
         self.fleet.cancel(running)
+
+    def _next_seed(self) -> int:
+        """For a request that brings none. Chosen here, so that every engine that works on it draws the same."""
+        self._num_seeds += 1
+        text = f"octavo seed {self.fleet.config.model.seed} {self._num_seeds}".encode()
+        return int.from_bytes(hashlib.sha256(text).digest()[:8], "little")
 
     def storage_or_refuse(self) -> Storage:
         """Raises HttpError where files and batches cannot be had."""

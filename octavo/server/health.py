@@ -9,9 +9,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 import octavo
-from octavo.server.fleet import Fleet, Phase
+from octavo.link import frames
+from octavo.server.fleet import Fleet
 from octavo.server.front import Front
 from octavo.server.gate import json_response
+from octavo.server.member import Phase
 
 
 async def live(_request: Request) -> Response:
@@ -39,32 +41,46 @@ async def version(_request: Request) -> Response:
 
 
 def _status(front: Front) -> str:
-    if front.is_draining:
-        return "draining"
-    if front.fleet.stalled_s is not None:
-        return "stalled"
-    return front.fleet.phase.value
+    return "draining" if front.is_draining else front.fleet.phase.value
 
 
 def _engine(fleet: Fleet) -> dict[str, Any]:
+    """All engines together, and each."""
     facts: dict[str, Any] = {
         "requests": fleet.num_running,
         "engine": {
-            "epoch": fleet.epoch,
+            "epoch": max(member.epoch for member in fleet.members),
             "restarts": fleet.num_restarts,
             "last_failure": fleet.last_failure,
-            "stalled_s": fleet.stalled_s,
-        },
+            "held": fleet.num_held,
+            "resumed": fleet.num_resumed,
+        }
+        | _load(fleet.stats),
+        "engines": [
+            {
+                "engine": member.number,
+                "status": member.phase.value,
+                "epoch": member.epoch,
+                "restarts": member.num_restarts,
+                "last_failure": member.last_failure,
+                "requests": len(member.aboard),
+            }
+            | _load(member.stats)
+            for member in fleet.members
+        ],
     }
     if fleet.phase is not Phase.READY and fleet.loading is not None:
         facts["loading"] = msgspec.to_builtins(fleet.loading) | {"type": "loading"}
-    if fleet.stats is not None:
-        stats = fleet.stats
-        facts["engine"] |= {
-            "steps": stats.num_steps,
-            "running": stats.num_running,
-            "waiting": stats.num_waiting,
-            "kv_blocks_used": stats.used_kv_blocks,
-            "kv_blocks": stats.num_kv_blocks,
-        }
     return facts
+
+
+def _load(stats: frames.Stats | None) -> dict[str, Any]:
+    if stats is None:
+        return {}
+    return {
+        "steps": stats.num_steps,
+        "running": stats.num_running,
+        "waiting": stats.num_waiting,
+        "kv_blocks_used": stats.used_kv_blocks,
+        "kv_blocks": stats.num_kv_blocks,
+    }

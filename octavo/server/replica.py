@@ -30,19 +30,38 @@ OnLoading = Callable[[frames.Loading], None]
 class Replica:
     """An engine process and the link to it. Used once: a restarted engine is a new Replica of a higher epoch.
 
-    command  what to run; `--socket PATH --epoch N` is appended
+    command       what to run; `--socket PATH --epoch N` is appended
+    num_engines   that share the machine with it, itself included
+    memory_limit  bytes an earlier engine in its place took, if there was one
     """
 
-    def __init__(self, config: EngineConfig, epoch: int, command: Sequence[str] = COMMAND) -> None:
+    def __init__(
+        self,
+        config: EngineConfig,
+        epoch: int,
+        command: Sequence[str] = COMMAND,
+        *,
+        num_engines: int = 1,
+        memory_limit: int | None = None,
+    ) -> None:
         self._config = config
         self._epoch = epoch
         self._command = command
+        self._num_engines = num_engines
+        self._memory_limit = memory_limit
+        self._was_ended_here = False
         self._process: asyncio.subprocess.Process | None = None
         self._channel: Channel[frames.ToFront] | None = None
 
     @property
     def pid(self) -> int | None:
         return self._process.pid if self._process else None
+
+    @property
+    def was_killed(self) -> bool:
+        """Somebody else ended it by a signal that no fault of its own raises: an operator, or a lack of memory."""
+        code = self._process.returncode if self._process else None
+        return code is not None and -code in (signal.SIGKILL, signal.SIGTERM) and not self._was_ended_here
 
     async def start(self, on_loading: OnLoading) -> frames.Ready:
         """Start the process and wait until it serves.
@@ -53,7 +72,11 @@ class Replica:
             with tempfile.TemporaryDirectory(prefix="octavo-") as folder:
                 self._channel = await self._connected(Path(folder) / "engine.sock")
             configure = frames.Configure(
-                protocol=frames.PROTOCOL, version=octavo.__version__, config=self._config
+                protocol=frames.PROTOCOL,
+                version=octavo.__version__,
+                config=self._config,
+                num_engines=self._num_engines,
+                memory_limit=self._memory_limit,
             )
             await self._channel.send(configure)
             return await self._loaded(self._channel, on_loading)
@@ -94,6 +117,7 @@ class Replica:
     async def kill(self) -> None:
         """End the process now, if it has not ended. Only ever this object's own child."""
         if self._process is not None and self._process.returncode is None:
+            self._was_ended_here = True
             with contextlib.suppress(ProcessLookupError):
                 self._process.kill()
             await self._process.wait()

@@ -54,7 +54,9 @@ async def serve(
     except BaseException:
         listening.close()
         raise
-    fleet = Fleet(engine, log, command)
+    fleet = Fleet(
+        engine, log, command, num_engines=server.engines, hold_s=server.hold_s, routing=server.routing
+    )
     stop = _Signals()
     try:
         with stop.installed():

@@ -3,12 +3,14 @@
 The answer to a prompt is the text after the last "say:" in it, or else the whole prompt in capitals; choice i of
 several has "#i" in front when i > 0. Commands in the prompt change what happens:
 
-    !die       the process kills itself after two tokens       !error     the choice ends with an error
+    !die       the process crashes after two tokens            !error     the choice ends with an error
     !refuse    refused as too long                             !busy      refused with a time to come back
     !forever   goes on until cancelled                         !slow      a pause between tokens
     !wait      accepted and then silent until cancelled        !garbage   bytes that are no frame
     !stray     a frame that makes no sense here                !gate=F    waits until there is a file F
-    !priority  the answer is the request's priority
+    !priority  the answer is the request's priority            !pid       the answer is the process id
+    !freeze=F  the process stops itself, unless there is a file F, which it makes first
+    !hang      no step is made any more, and the pulse goes on
 """
 
 from __future__ import annotations
@@ -64,6 +66,7 @@ class FakeEngine:
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._num_steps = 0
         self._num_cancelled = 0
+        self._is_hanging = False
 
     async def run(self) -> int:
         pulse = asyncio.create_task(self._pulse())
@@ -124,28 +127,49 @@ class FakeEngine:
                 await asyncio.sleep(3600)
             if "!priority" in prompt:
                 prompt = f"say:{submit.priority}"
+            if "!pid" in prompt:
+                prompt = f"say:{os.getpid()}"
+            if "!hang" in prompt:
+                self._is_hanging = True
+                await asyncio.sleep(3600)
+            if (
+                "!freeze=" in prompt
+                and not (path := Path(prompt.rpartition("!freeze=")[2].split()[0])).exists()
+            ):
+                path.touch()
+                os.kill(os.getpid(), signal.SIGSTOP)
+            told = {one.index: one for one in submit.progress}
             for index in range(0 if submit.params.embed else submit.params.n):
-                drawn += await self._choice(submit, prompt, index)
+                drawn += await self._choice(submit, prompt, index, told.get(index))
         except asyncio.CancelledError:
             await self._channel.send(
                 frames.ChoiceEnded(request_id=submit.request_id, index=0, finish_reason="cancelled")
             )
         await self._channel.send(self._ended(submit, drawn))
 
-    async def _choice(self, submit: frames.Submit, prompt: str, index: int) -> int:
+    async def _choice(
+        self, submit: frames.Submit, prompt: str, index: int, told: frames.Progress | None
+    ) -> int:
         params = submit.params
+        if told is not None and told.has_ended:
+            return len(told.token_ids)
         detokenizer, stops = Detokenizer(self._tokenizer), StopMatcher(params.stop)
         end, hit, drawn = "stop", None, 0
-        for token in self._tokens(prompt, index):
+        tokens = self._tokens(prompt, index)
+        for known in told.token_ids if told is not None else ():
+            assert next(tokens) == known, "what the client has is not what this engine says"
+            stops.push(detokenizer.push(known))
+            drawn += 1
+        for token in tokens:
             if params.max_tokens is not None and drawn >= params.max_tokens:
                 end = "length"
                 break
-            self._num_steps += 1
+            self._num_steps += not self._is_hanging
             if "!slow" in prompt:
                 await asyncio.sleep(SLOW_S)
             if "!die" in prompt and drawn == 2:
                 await asyncio.sleep(SLOW_S)
-                os.kill(os.getpid(), signal.SIGKILL)
+                os.kill(os.getpid(), signal.SIGSEGV)
             if "!error" in prompt and drawn == 2:
                 await self._channel.send(
                     frames.ChoiceEnded(
@@ -223,6 +247,7 @@ class FakeEngine:
                         used_kv_blocks=len(self._tasks),
                         num_kv_blocks=NUM_BLOCKS,
                         drained_per_s=0.5,
+                        longest_step_s=0.001 if self._num_steps else 0.0,
                     )
                 )
             await asyncio.sleep(0.02)
