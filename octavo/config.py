@@ -151,6 +151,9 @@ class ServerConfig:
     served_model_name: str | None = _knob(
         None, "name of the model on the wire instead of its own", none="none"
     )
+    tool_call_format: str = _knob(
+        "auto", "how the model writes calls: hermes, mistral or llama3_json; auto asks its chat template"
+    )
     max_queued_requests: int = _knob(
         512, "requests waiting or running; one more is refused with 429", text="count"
     )
@@ -191,6 +194,7 @@ class ServerConfig:
         _whole("engines", self.engines, 1, 256)
         _one_of("routing", self.routing, ("prefix", "least_loaded"))
         _number("hold_s", self.hold_s, 0.0, 86400.0)
+        _one_of("tool_call_format", self.tool_call_format, ("auto", "hermes", "mistral", "llama3_json"))
         _whole("max_queued_requests", self.max_queued_requests, 1, 10**6)
         _whole("max_body_bytes", self.max_body_bytes, 1024, 2**31)
         _number("keep_alive_s", self.keep_alive_s, 0.05, 600.0)

@@ -8,6 +8,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from octavo.api.common import Generation, PromptLogprob, Usage
+from octavo.api.tools import ToolCall, ToolCallDelta, ToolChoice, ToolParam
 from octavo.core.sequence import SamplingParams
 from octavo.errors import RequestError, Unsupported
 
@@ -22,12 +23,14 @@ class ContentPart(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True):
-    """One turn. Tool calls and images are refused by `template_messages`, with the place named."""
+    """One turn. Images and the older function calls are refused by `template_messages`, with the place named."""
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: str | list[ContentPart] | None = None
     name: str | None = None
-    tool_calls: list[Any] | None = None
+    reasoning_content: str | None = None
+    tool_calls: list[ToolCall] | None = None
+    tool_call_id: str | None = None
     function_call: Any = None
     refusal: str | None = None
     audio: Any = None
@@ -40,6 +43,10 @@ class ChatRequest(Generation, frozen=True, kw_only=True):
     top_logprobs: int | None = None
     add_generation_prompt: bool | None = None
     chat_template_kwargs: dict[str, str | int | float | bool] | None = None
+    tools: list[ToolParam] | None = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
 
     def params(self) -> SamplingParams:
         """Raises RequestError for a value out of range or a combination that cannot be answered."""
@@ -81,7 +88,7 @@ class ChatRequest(Generation, frozen=True, kw_only=True):
 
     def template_variables(self) -> dict[str, Any]:
         """Raises Unsupported for a name that is not on the list."""
-        given: dict[str, Any] = dict(self.chat_template_kwargs or {})
+        given: dict[str, Any] = thinking_variables(self.reasoning_effort) | (self.chat_template_kwargs or {})
         for name in given:
             if name not in TEMPLATE_VARIABLES:
                 known = ", ".join(sorted(TEMPLATE_VARIABLES))
@@ -93,15 +100,56 @@ class ChatRequest(Generation, frozen=True, kw_only=True):
 
 def _plain(index: int, message: Message, knows_developer: bool) -> dict[str, Any]:
     place = f"messages[{index}]"
-    if message.tool_calls or message.function_call is not None or message.role in ("tool", "function"):
-        raise Unsupported(f"{place} belongs to a tool call; this build has no tools", param=place)
+    if message.function_call is not None or message.role == "function":
+        raise Unsupported(f"{place} is of the older function calls; use tools and tool_calls", param=place)
+    if message.tool_calls and message.role != "assistant":
+        raise RequestError(
+            f"{place}.tool_calls: only an assistant calls, not a {message.role}", param=f"{place}.tool_calls"
+        )
+    if message.role == "tool" and not message.tool_call_id:
+        raise RequestError(
+            f"{place}.tool_call_id is missing; name the call this answers", param=f"{place}.tool_call_id"
+        )
     if message.audio is not None:
         raise Unsupported(f"{place}.audio: this build reads text only", param=f"{place}.audio")
     role = "system" if message.role == "developer" and not knows_developer else message.role
     plain: dict[str, Any] = {"role": role, "content": _content(place, message)}
     if message.name is not None:
         plain["name"] = message.name
+    if message.reasoning_content is not None:
+        plain["reasoning_content"] = message.reasoning_content
+    if message.tool_calls:
+        plain["tool_calls"] = [
+            _call(f"{place}.tool_calls[{i}]", call) for i, call in enumerate(message.tool_calls)
+        ]
+    if message.tool_call_id is not None:
+        plain["tool_call_id"] = message.tool_call_id
     return plain
+
+
+def _call(place: str, call: ToolCall) -> dict[str, Any]:
+    """As chat templates expect it. Its arguments are checked here: a template may print anything."""
+    try:
+        arguments = msgspec.json.decode(call.function.arguments or "{}")
+    except (msgspec.DecodeError, RecursionError, UnicodeError):
+        arguments = None
+    if not isinstance(arguments, dict):
+        raise RequestError(
+            f"{place}.function.arguments must be the text of a JSON object",
+            param=f"{place}.function.arguments",
+        )
+    return {
+        "id": call.id,
+        "type": "function",
+        "function": {"name": call.function.name, "arguments": arguments},
+    }
+
+
+def thinking_variables(effort: str | None) -> dict[str, Any]:
+    """What `reasoning_effort` is to chat templates: itself, and whether to think at all."""
+    if effort is None:
+        return {}
+    return {"reasoning_effort": effort, "enable_thinking": effort not in ("none", "minimal")}
 
 
 def _content(place: str, message: Message) -> str | list[dict[str, str]]:
@@ -110,6 +158,8 @@ def _content(place: str, message: Message) -> str | list[dict[str, str]]:
     if message.content is None:
         if message.role == "assistant" and message.refusal is not None:
             return message.refusal
+        if message.tool_calls:
+            return ""
         raise RequestError(f"{place}.content is missing; send a text", param=f"{place}.content")
     parts = []
     for number, part in enumerate(message.content):
@@ -141,9 +191,13 @@ class Logprobs(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
+    """`content` is null where there is nothing but calls."""
+
     role: str = "assistant"
-    content: str
+    content: str | None
     refusal: None = None
+    reasoning_content: str | UnsetType = UNSET
+    tool_calls: list[ToolCall] | UnsetType = UNSET
 
 
 class Choice(msgspec.Struct, frozen=True, kw_only=True):
@@ -170,6 +224,8 @@ class ChatCompletion(msgspec.Struct, frozen=True, kw_only=True):
 class Delta(msgspec.Struct, frozen=True, kw_only=True):
     role: str | UnsetType = UNSET
     content: str | UnsetType = UNSET
+    reasoning_content: str | UnsetType = UNSET
+    tool_calls: list[ToolCallDelta] | UnsetType = UNSET
 
 
 class ChunkChoice(msgspec.Struct, frozen=True, kw_only=True):

@@ -6,6 +6,7 @@ from collections.abc import Sized
 from typing import Any
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from octavo.api.structure import Structured
 from octavo.core.sequence import SamplingParams
@@ -144,15 +145,32 @@ class PromptTokensDetails(msgspec.Struct, frozen=True, kw_only=True):
     cached_tokens: int
 
 
+class CompletionTokensDetails(msgspec.Struct, frozen=True, kw_only=True):
+    reasoning_tokens: int
+
+
 class Usage(msgspec.Struct, frozen=True, kw_only=True):
+    """`completion_tokens_details` where the model may reason."""
+
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails
+    completion_tokens_details: CompletionTokensDetails | UnsetType = UNSET
 
     @classmethod
-    def of(cls, prompt_tokens: int, completion_tokens: int, cached_tokens: int) -> Usage:
+    def of(
+        cls,
+        prompt_tokens: int,
+        completion_tokens: int,
+        cached_tokens: int,
+        reasoning_tokens: int | None = None,
+    ) -> Usage:
+        details: CompletionTokensDetails | UnsetType = UNSET
+        if reasoning_tokens is not None:
+            details = CompletionTokensDetails(reasoning_tokens=reasoning_tokens)
         return cls(
+            completion_tokens_details=details,
             prompt_tokens=prompt_tokens,
             completion_tokens=completion_tokens,
             total_tokens=prompt_tokens + completion_tokens,

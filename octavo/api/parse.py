@@ -42,7 +42,7 @@ NOT_BUILT: Mapping[str, tuple[Any, ...]] = {
 """Fields this build cannot honour, with the values that ask for nothing."""
 
 FOR_THE_RECORD = frozenset(
-    {"user", "safety_identifier", "metadata", "parallel_tool_calls", "prompt_cache_key"}
+    {"user", "safety_identifier", "metadata", "prompt_cache_key", "parallel_tool_calls"}
 )
 """Fields that never change an answer: they are accepted as they are."""
 

@@ -6,6 +6,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from octavo.api.chat import ChatRequest, Message
+from octavo.api.tools import ToolParam
 
 MAX_TOKENS = 2**20
 
@@ -25,6 +26,7 @@ class TokenizeMessages(msgspec.Struct, frozen=True, kw_only=True):
     messages: list[Message]
     add_generation_prompt: bool | None = None
     chat_template_kwargs: dict[str, str | int | float | bool] | None = None
+    tools: list[ToolParam] | None = None
     model: str | None = None
     return_token_strs: bool | None = None
 
@@ -34,6 +36,7 @@ class TokenizeMessages(msgspec.Struct, frozen=True, kw_only=True):
             messages=self.messages,
             add_generation_prompt=self.add_generation_prompt,
             chat_template_kwargs=self.chat_template_kwargs,
+            tools=self.tools,
         )
 
 

@@ -166,6 +166,7 @@ _NAMES = {
     "regex": "regular expression",
     "choice": "list of choices",
     "lark": "grammar",
+    "calls": "tools' parameters",
 }
 
 
@@ -184,6 +185,8 @@ def _definition(grammar: Grammar) -> str:
             return _regex(grammar.source)
         case "choice":
             return _regex("|".join(map(_literal, _choices(grammar.source))))
+        case "calls":
+            return llguidance.LLMatcher.grammar_from_lark(grammar.source)
         case _:
             return _lark(grammar.source)
 

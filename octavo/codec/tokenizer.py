@@ -119,6 +119,11 @@ class Tokenizer:
         """Whether the token marks structure (begin, end, role ...) rather than text."""
         return token_id in self._special_ids
 
+    def token_id(self, piece: str) -> int | None:
+        """The id of the token with this name, or None where there is none."""
+        token: int | None = self._model.token_to_id(piece)
+        return token
+
     def _id_of(self, name: str) -> int | None:
         text = self.special_tokens.get(name)
         return None if text is None else self._model.token_to_id(text)

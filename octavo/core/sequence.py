@@ -11,7 +11,7 @@ from typing import Any
 from octavo.core.prefix import Node
 from octavo.errors import RequestError
 
-GRAMMAR_KINDS = ("json_schema", "json_object", "regex", "choice", "lark")
+GRAMMAR_KINDS = ("json_schema", "json_object", "regex", "choice", "lark", "calls")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,7 +19,8 @@ class Grammar:
     """What an output must look like.
 
     kind    "json_schema" (source is the schema as JSON), "json_object" (no source), "regex", "choice" (source is a
-            JSON list of texts) or "lark" (an EBNF grammar in Lark's notation, or in the `::=` one of GBNF)
+            JSON list of texts), "lark" (an EBNF grammar in Lark's notation, or in the `::=` one of GBNF) or "calls"
+            (what `octavo.codec.tools` writes for calls of tools)
     Raises RequestError for a kind that is not one of these.
     """
 

@@ -10,6 +10,7 @@ from octavo.api.faults import HttpError
 from octavo.codec.tokenizer import Tokenizer
 from octavo.link import frames
 from octavo.server.logprobs import token_text
+from octavo.server.reply import Listening, Reply
 from octavo.server.running import Running
 
 PromptLogprobs = Sequence[frames.TokenLogprob | None]
@@ -17,13 +18,14 @@ PromptLogprobs = Sequence[frames.TokenLogprob | None]
 
 @dataclass(slots=True)
 class Choice:
-    """One choice, complete."""
+    """One choice, complete. `reply` is its text, sorted, where it may be more than content."""
 
     text: str = ""
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[frames.TokenLogprob] = field(default_factory=list)
     finish_reason: str = "error"
     stop_reason: str | int | None = None
+    reply: Reply | None = None
 
 
 @dataclass(slots=True)
@@ -36,8 +38,11 @@ class Answer:
     embedding: bytes | None = None
 
 
-async def collect(running: Running) -> list[Answer]:
-    """The whole answers, one per prompt. Raises what ends the request early, or Gone."""
+async def collect(running: Running, listening: Listening | None = None) -> list[Answer]:
+    """The whole answers, one per prompt. Raises what ends the request early, or Gone.
+
+    listening  how texts are to be read, where they may be more than content
+    """
     answers = [Answer() for _ in running.submits]
     unfinished = len(answers)
     while unfinished:
@@ -51,11 +56,17 @@ async def collect(running: Running) -> list[Answer]:
             answer.prompt_logprobs = update.prompt_logprobs
             answer.embedding = update.embedding
             continue
-        choice = answer.choices.setdefault(update.index, Choice())
+        choice = answer.choices.get(update.index)
+        if choice is None:
+            choice = answer.choices[update.index] = Choice(reply=listening.reply() if listening else None)
         if isinstance(update, frames.ChoiceEnded):
             check_choice(update)
             choice.finish_reason, choice.stop_reason = update.finish_reason, update.stop_reason
+            if choice.reply is not None:
+                choice.reply.close()
         else:
+            if choice.reply is not None:
+                choice.reply.push(update.text, update.token_ids)
             choice.text += update.text
             choice.token_ids.extend(update.token_ids)
             choice.logprobs.extend(update.logprobs or ())
@@ -76,10 +87,13 @@ def check_ended(ended: frames.Ended) -> None:
 
 def usage_of(running: Running, answers: Sequence[Answer]) -> Usage:
     """Each prompt counts once, each returned choice counts its tokens."""
+    choices = [choice for answer in answers for choice in answer.choices.values()]
+    replies = [choice.reply for choice in choices if choice.reply is not None]
     return Usage.of(
         sum(len(submit.prompt_token_ids) for submit in running.submits),
-        sum(len(choice.token_ids) for answer in answers for choice in answer.choices.values()),
+        sum(len(choice.token_ids) for choice in choices),
         sum(answer.cached_tokens for answer in answers),
+        sum(reply.num_reasoning_tokens for reply in replies) if replies else None,
     )
 
 
@@ -87,6 +101,7 @@ class RunningUsage:
     """Usage of a stream while it grows."""
 
     def __init__(self, running: Running) -> None:
+        self.reasoning_tokens: int | None = None
         self._prompt_tokens = sum(len(submit.prompt_token_ids) for submit in running.submits)
         self._completion_tokens = 0
         self._cached_tokens = 0
@@ -99,7 +114,9 @@ class RunningUsage:
             self._cached_tokens += update.usage.cached_prompt_tokens
 
     def now(self) -> Usage:
-        return Usage.of(self._prompt_tokens, self._completion_tokens, self._cached_tokens)
+        return Usage.of(
+            self._prompt_tokens, self._completion_tokens, self._cached_tokens, self.reasoning_tokens
+        )
 
 
 def wire_prompt_logprobs(

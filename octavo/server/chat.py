@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from datetime import datetime
+from dataclasses import dataclass, field
 
 from msgspec import UNSET, UnsetType
 
@@ -20,15 +19,17 @@ from octavo.api.chat import (
 )
 from octavo.api.common import Usage
 from octavo.api.parse import parse, warning
-from octavo.codec.chat import chat_prompt
-from octavo.core.sequence import SamplingParams
-from octavo.errors import RequestError
+from octavo.api.tools import CalledFunction, FunctionDelta, ToolCall, ToolCallDelta
+from octavo.codec.parts import CallArguments, CallStart, Content, Part, Reasoning
 from octavo.link import frames
 from octavo.server import answers
 from octavo.server.front import Front
 from octavo.server.logprobs import chat_logprobs
+from octavo.server.reply import Reply
 from octavo.server.running import Running
 from octavo.server.tenants import Caller
+from octavo.server.tools import chosen_tools, known_tools
+from octavo.server.turn import Turn, read_turn
 from octavo.server.writer import CompletionsWriter, Writer
 
 
@@ -37,8 +38,7 @@ class Call:
     """A request, read, rendered and tokenized."""
 
     request: ChatRequest
-    params: SamplingParams
-    token_ids: Sequence[int]
+    turn: Turn
     headers: dict[str, str]
 
 
@@ -48,12 +48,12 @@ async def begin(front: Front, caller: Caller, body: bytes) -> Writer:
     asked = call.request
     running = front.request(
         caller,
-        [call.token_ids],
-        call.params,
+        [call.turn.token_ids],
+        call.turn.params,
         param="messages",
         priority=asked.priority,
         salt=asked.cache_salt,
-        grammar_param=asked.grammar_param,
+        grammar_param=asked.grammar_param or "tools",
     )
     return _ChatWriter(front, call, running)
 
@@ -61,26 +61,61 @@ async def begin(front: Front, caller: Caller, body: bytes) -> Writer:
 def _read(front: Front, body: bytes) -> Call:
     asked, idle = parse(body, ChatRequest)
     front.check_model(asked.model)
-    params = asked.params()
-    return Call(asked, params, rendered(front, asked), warning(idle))
+    return Call(asked, turn_of(front, asked), warning(idle))
 
 
-def rendered(front: Front, asked: ChatRequest) -> list[int]:
+def turn_of(front: Front, asked: ChatRequest) -> Turn:
     """The conversation as the model reads it. Raises RequestError, also where the model has no chat template."""
-    tokenizer = front.tokenizer
-    if front.chat_problem is not None:
-        raise RequestError(front.chat_problem, param="messages")
-    text = chat_prompt(
-        tokenizer,
-        asked.template_messages(knows_developer="developer" in (tokenizer.chat_template or "")),
-        asked.add_generation_prompt is not False,
-        now=datetime.now(),
-        **asked.template_variables(),
+    params = asked.params()
+    tools = known_tools(asked.tools)
+    return read_turn(
+        front,
+        asked.template_messages(knows_developer="developer" in (front.tokenizer.chat_template or "")),
+        params,
+        tools=tools,
+        choice=chosen_tools(tools, asked.tool_choice, asked.parallel_tool_calls),
+        variables=asked.template_variables(),
+        add_generation_prompt=asked.add_generation_prompt is not False,
     )
-    token_ids = tokenizer.encode(text, add_special_tokens=False)
-    if not token_ids:
-        raise RequestError("the messages render to an empty prompt", param="messages")
-    return token_ids
+
+
+@dataclass(slots=True)
+class _Growing:
+    """A choice of a stream, and what of it no event has carried yet."""
+
+    reply: Reply | None
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[frames.TokenLogprob] = field(default_factory=list)
+
+
+def _answer(reply: Reply) -> Answer:
+    calls = [
+        ToolCall(id=call.id, function=CalledFunction(name=call.name, arguments=call.arguments))
+        for call in reply.calls
+    ]
+    return Answer(
+        content=reply.content or (None if calls else ""),
+        reasoning_content=reply.reasoning or UNSET,
+        tool_calls=calls or UNSET,
+    )
+
+
+def _delta(reply: Reply, part: Part) -> Delta:
+    match part:
+        case Content():
+            return Delta(content=part.text)
+        case Reasoning():
+            return Delta(reasoning_content=part.text)
+        case CallStart():
+            call = ToolCallDelta(
+                index=part.number,
+                id=reply.calls[part.number].id,
+                type="function",
+                function=FunctionDelta(name=part.name, arguments=""),
+            )
+        case CallArguments():
+            call = ToolCallDelta(index=part.number, function=FunctionDelta(arguments=part.text))
+    return Delta(tool_calls=[call])
 
 
 class _ChatWriter(CompletionsWriter):
@@ -90,6 +125,8 @@ class _ChatWriter(CompletionsWriter):
         super().__init__(front, call.request, running, "chatcmpl")
         self._call = call
         self.headers = call.headers
+        self.listening = call.turn.listening
+        self._growing: dict[int, _Growing] = {}
 
     def whole(self, got: Sequence[answers.Answer]) -> ChatCompletion:
         (answer,) = got
@@ -104,45 +141,77 @@ class _ChatWriter(CompletionsWriter):
             choices=[self._choice(index, answer.choices[index]) for index in sorted(answer.choices)],
             usage=answers.usage_of(self.running, got),
             system_fingerprint=self.fingerprint,
-            prompt_token_ids=list(self._call.token_ids) if asked.return_token_ids else UNSET,
+            prompt_token_ids=list(self._call.turn.token_ids) if asked.return_token_ids else UNSET,
             prompt_logprobs=UNSET if prompt_logprobs is None else prompt_logprobs,
         )
 
     def _choice(self, index: int, choice: answers.Choice) -> Choice:
         asked = self._call.request
+        reply = choice.reply
         return Choice(
             index=index,
-            message=Answer(content=choice.text),
+            message=Answer(content=choice.text) if reply is None else _answer(reply),
             logprobs=chat_logprobs(self.front.tokenizer, choice.logprobs) if asked.logprobs else None,
-            finish_reason=choice.finish_reason,
+            finish_reason=choice.finish_reason
+            if reply is None
+            else reply.finish_reason(choice.finish_reason),
             stop_reason=choice.stop_reason,
             token_ids=choice.token_ids if asked.return_token_ids else UNSET,
         )
 
     def opening(self) -> Iterator[bytes]:
-        for index in range(self._call.params.n):
+        for index in range(self._call.turn.params.n):
             yield self._chunk(ChunkChoice(index=index, delta=Delta(role="assistant", content="")))
 
-    def delta(self, delta: frames.Delta) -> bytes:
-        logprobs = None
-        if self._call.request.logprobs and delta.logprobs is not None:
-            logprobs = chat_logprobs(self.front.tokenizer, delta.logprobs)
-        return self._chunk(
-            ChunkChoice(
-                index=delta.index,
-                delta=Delta(content=delta.text),
-                logprobs=logprobs,
-                token_ids=list(delta.token_ids) if self._call.request.return_token_ids else UNSET,
-            )
+    def delta(self, delta: frames.Delta) -> Iterator[bytes]:
+        growing = self._of(delta.index)
+        growing.token_ids += delta.token_ids
+        growing.logprobs += delta.logprobs or ()
+        if growing.reply is None:
+            yield self._grown(delta.index, Delta(content=delta.text))
+            return
+        for part in growing.reply.push(delta.text, delta.token_ids):
+            yield self._grown(delta.index, _delta(growing.reply, part))
+        self.usage.reasoning_tokens = sum(
+            one.reply.num_reasoning_tokens for one in self._growing.values() if one.reply is not None
         )
 
-    def choice_end(self, ended: frames.ChoiceEnded) -> bytes:
+    def choice_end(self, ended: frames.ChoiceEnded) -> Iterator[bytes]:
+        growing = self._of(ended.index)
+        reason = ended.finish_reason
+        if growing.reply is not None:
+            for part in growing.reply.close():
+                yield self._grown(ended.index, _delta(growing.reply, part))
+            reason = growing.reply.finish_reason(reason)
+        yield self._grown(ended.index, Delta(), reason, ended.stop_reason)
+
+    def _of(self, index: int) -> _Growing:
+        if index not in self._growing:
+            self._growing[index] = _Growing(self.listening.reply() if self.listening else None)
+        return self._growing[index]
+
+    def _grown(
+        self,
+        index: int,
+        delta: Delta,
+        finish_reason: str | None = None,
+        stop_reason: str | int | UnsetType | None = UNSET,
+    ) -> bytes:
+        """An event of a choice, with the numbers of the tokens that have come since the last one."""
+        asked, growing = self._call.request, self._growing[index]
+        logprobs = chat_logprobs(self.front.tokenizer, growing.logprobs) if growing.logprobs else None
+        token_ids = growing.token_ids if asked.return_token_ids else UNSET
+        growing.token_ids, growing.logprobs = [], []
+        if finish_reason is not None and not token_ids:
+            token_ids = UNSET
         return self._chunk(
             ChunkChoice(
-                index=ended.index,
-                delta=Delta(),
-                finish_reason=ended.finish_reason,
-                stop_reason=ended.stop_reason,
+                index=index,
+                delta=delta,
+                logprobs=logprobs if asked.logprobs else None,
+                token_ids=token_ids,
+                finish_reason=finish_reason,
+                stop_reason=stop_reason,
             )
         )
 

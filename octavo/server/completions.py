@@ -130,18 +130,18 @@ class _CompletionWriter(CompletionsWriter):
                 if asked.is_scoring:
                     yield self._chunk(place, index, "", finish_reason="length")
 
-    def delta(self, delta: frames.Delta) -> bytes:
+    def delta(self, delta: frames.Delta) -> Iterator[bytes]:
         place = self.running.place(delta)
         logprobs = None
         if delta.logprobs is not None:
             pairs = list(zip(delta.token_ids, delta.logprobs, strict=True))
             logprobs = self._listed(self._index(place, delta.index), pairs)
-        return self._chunk(place, delta.index, delta.text, logprobs=logprobs, token_ids=delta.token_ids)
+        yield self._chunk(place, delta.index, delta.text, logprobs=logprobs, token_ids=delta.token_ids)
 
-    def choice_end(self, ended: frames.ChoiceEnded) -> bytes:
+    def choice_end(self, ended: frames.ChoiceEnded) -> Iterator[bytes]:
         place = self.running.place(ended)
         reason, stop = ended.finish_reason, ended.stop_reason
-        return self._chunk(place, ended.index, "", finish_reason=reason, stop_reason=stop)
+        yield self._chunk(place, ended.index, "", finish_reason=reason, stop_reason=stop)
 
     def last(self, usage: Usage) -> bytes:
         return sse.event(self._completion([], usage))

@@ -16,6 +16,7 @@ from octavo.api.faults import HttpError
 from octavo.codec.chat import compiled
 from octavo.codec.numbers import NumberTokenizer
 from octavo.codec.tokenizer import Tokenizer
+from octavo.codec.tools import Dialect
 from octavo.config import ServerConfig
 from octavo.core.sequence import SamplingParams
 from octavo.errors import Busy, LoadError, PromptTooLong, RequestError, UnknownModel
@@ -48,6 +49,7 @@ class Front:
         self.fleet = fleet
         self.log = log
         self.tokenizer = read_tokenizer(ready)
+        self.dialect = Dialect(self.tokenizer, config.tool_call_format)
         self.grammars = Grammars(ready)
         self.chat_problem = _chat_problem(self.tokenizer)
         if self.chat_problem is not None:

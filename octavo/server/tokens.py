@@ -17,7 +17,7 @@ from octavo.api.tokens import (
 )
 from octavo.errors import RequestError
 from octavo.server.bodies import read_body
-from octavo.server.chat import rendered
+from octavo.server.chat import turn_of
 from octavo.server.front import Front
 from octavo.server.gate import json_response
 from octavo.server.logprobs import token_text
@@ -46,7 +46,7 @@ def _tokens(front: Front, body: bytes) -> tuple[Tokens, Headers]:
     try:
         asked, idle = parse(body, TokenizePrompt)
     except RequestError as error:
-        if error.param != "prompt":
+        if error.param not in ("prompt", "tools"):
             raise
         asked, idle = parse(body, TokenizeMessages)
     else:
@@ -54,7 +54,7 @@ def _tokens(front: Front, body: bytes) -> tuple[Tokens, Headers]:
             raise RequestError("prompt and messages exclude each other; send one of them", param="messages")
     front.check_model(asked.model)
     if isinstance(asked, TokenizeMessages):
-        ids = rendered(front, asked.chat())
+        ids = list(turn_of(front, asked.chat()).token_ids)
     else:
         ids = front.tokenizer.encode(asked.prompt, asked.add_special_tokens is not False)
     made = Tokens(count=len(ids), max_model_len=front.card.max_model_len, tokens=ids)

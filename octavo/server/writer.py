@@ -18,16 +18,19 @@ from octavo.server import answers
 from octavo.server.events import EventStream, watching
 from octavo.server.front import Front
 from octavo.server.gate import json_response
+from octavo.server.reply import Listening
 from octavo.server.running import Running, Update
 
 
 class Writer(ABC):
     """Turns the frames of one request into objects of its route.
 
-    headers  of the answer, besides its type
+    headers    of the answer, besides its type
+    listening  how texts are to be read, where they may be more than content
     """
 
     headers: Mapping[str, str] = {}
+    listening: Listening | None = None
 
     def __init__(self, front: Front, running: Running) -> None:
         self.front = front
@@ -111,12 +114,12 @@ class CompletionsWriter(StreamWriter):
         return bool(self.asked.stream)
 
     @abstractmethod
-    def delta(self, delta: frames.Delta) -> bytes:
-        """The event of new text."""
+    def delta(self, delta: frames.Delta) -> Iterator[bytes]:
+        """The events of new text."""
 
     @abstractmethod
-    def choice_end(self, ended: frames.ChoiceEnded) -> bytes:
-        """The event that gives a choice its finish reason."""
+    def choice_end(self, ended: frames.ChoiceEnded) -> Iterator[bytes]:
+        """The events that end a choice; the last gives its finish reason."""
 
     @abstractmethod
     def last(self, usage: Usage) -> bytes:
@@ -133,10 +136,10 @@ class CompletionsWriter(StreamWriter):
             case frames.Delta():
                 self.usage.add(update)
                 if self._is_worth_an_event(update):
-                    yield self.delta(update)
+                    yield from self.delta(update)
             case frames.ChoiceEnded():
                 answers.check_choice(update)
-                yield self.choice_end(update)
+                yield from self.choice_end(update)
             case frames.Ended():
                 answers.check_ended(update)
                 self.usage.add(update)
@@ -170,6 +173,6 @@ async def whole_answer(writer: Writer) -> object:
     front, running = writer.front, writer.running
     await front.admit(running)
     try:
-        return writer.whole(await answers.collect(running))
+        return writer.whole(await answers.collect(running, writer.listening))
     finally:
         front.finish(running)

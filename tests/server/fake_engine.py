@@ -247,7 +247,7 @@ class FakeEngine:
                         used_kv_blocks=len(self._tasks),
                         num_kv_blocks=NUM_BLOCKS,
                         drained_per_s=0.5,
-                        longest_step_s=0.001 if self._num_steps else 0.0,
+                        longest_step_s=0.001 if self._is_hanging else 0.0,
                     )
                 )
             await asyncio.sleep(0.02)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import jsonschema
 import openai
 import pytest
 
@@ -215,17 +217,47 @@ PERSON = {
     "required": ["name", "age"],
     "additionalProperties": False,
 }
+ADD = {
+    "type": "function",
+    "function": {
+        "name": "add",
+        "parameters": {
+            "type": "object",
+            "properties": {"a": {"type": "integer", "minimum": 0, "maximum": 99}, "b": {"enum": [1, 2]}},
+            "required": ["a", "b"],
+            "additionalProperties": False,
+        },
+    },
+}
 RESUMED: dict[str, dict[str, Any]] = {
     "greedy": {"temperature": 0},
     "two drawn choices with numbers": {"n": 2, "seed": 9, "temperature": 1.0, "logprobs": True, "top_logprobs": 2},
     "penalties and a stop text": {
         "seed": 4, "temperature": 0.8, "frequency_penalty": 0.5, "presence_penalty": 0.2, "stop": ["the", "\n\n"],
     },
+    "a call": {
+        "seed": 3, "temperature": 1.0, "tools": [ADD], "tool_choice": "required", "parallel_tool_calls": False,
+    },
     "a schema": {
         "seed": 2, "temperature": 0.7,
         "response_format": {"type": "json_schema", "json_schema": {"name": "person", "schema": PERSON}},
     },
 }  # fmt: skip
+
+
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "add"}}])
+def test_a_forced_call_is_always_right(client, choice):
+    """The model is too small to call anything by itself."""
+    for seed in range(3):
+        answer = client.chat.completions.create(
+            model="quire", messages=QUESTION, tools=[ADD], tool_choice=choice, parallel_tool_calls=False,
+            temperature=1.0, seed=seed, max_tokens=100,
+        )  # fmt: skip
+        (one,) = answer.choices
+        assert one.finish_reason == "tool_calls"
+        (call,) = one.message.tool_calls
+        assert call.function.name == "add"
+        jsonschema.validate(json.loads(call.function.arguments), ADD["function"]["parameters"])
 
 
 @pytest.mark.parametrize("asked", RESUMED)
@@ -238,7 +270,8 @@ def test_a_stream_outlives_its_engine_to_the_last_bit(real, client, asked):
         for number, chunk in enumerate(client.chat.completions.create(**ask)):
             for choice in chunk.choices:
                 text, logprobs, ends = choices.setdefault(choice.index, ["", [], []])
-                choices[choice.index][0] = text + (choice.delta.content or "")
+                called = [call.function.arguments for call in choice.delta.tool_calls or []]
+                choices[choice.index][0] = text + (choice.delta.content or "") + "".join(called)
                 logprobs += choice.logprobs.content if choice.logprobs is not None else []
                 ends += [choice.finish_reason] if choice.finish_reason else []
             if number == kill_after:
