@@ -80,8 +80,37 @@ class Fault:
     """An error, ready to send."""
 
     status: int
-    body: ErrorBody
+    body: ErrorBody | MessagesErrorBody
     headers: Mapping[str, str]
+
+
+MESSAGES_PATH = "/v1/messages"
+_MESSAGES_TYPES: Mapping[int, str] = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    408: "timeout_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    504: "timeout_error",
+    529: "overloaded_error",
+}
+"""Types of Anthropic's errors by status; the rest is invalid_request_error or api_error."""
+
+
+class MessagesError(msgspec.Struct, frozen=True, kw_only=True):
+    """`code` and `param` are what the other routes say; Anthropic's clients pass over them."""
+
+    type: str
+    message: str
+    code: str
+    param: str | None
+
+
+class MessagesErrorBody(msgspec.Struct, frozen=True, kw_only=True):
+    type: str = "error"
+    error: MessagesError
+    request_id: str
 
 
 class HttpError(OctavoError):
@@ -99,6 +128,17 @@ class HttpError(OctavoError):
         self.code = code
         self.param = param
         self.retry_after_s = retry_after_s
+
+
+def messages_fault(error: OctavoError, request_id: str) -> Fault:
+    """How this error is answered below `MESSAGES_PATH`: in the shape Anthropic's clients read."""
+    known = fault(error)
+    assert isinstance(known.body, ErrorBody)
+    said = known.body.error
+    status = 529 if said.code == "overloaded" else known.status
+    kind = _MESSAGES_TYPES.get(status, "invalid_request_error" if status < 500 else "api_error")
+    inner = MessagesError(type=kind, message=said.message, code=said.code, param=said.param)
+    return Fault(status, MessagesErrorBody(error=inner, request_id=request_id), known.headers)
 
 
 def fault(error: OctavoError) -> Fault:

@@ -83,7 +83,7 @@ async def answer_file(
     command  starts the engine; None starts the real one
     """
     from octavo.api.batch_file import Invalid, Limits, scan
-    from octavo.server.endpoints import ENDPOINTS
+    from octavo.server.endpoints import BATCHED
     from octavo.server.fleet import Fleet
     from octavo.server.front import Front
     from octavo.server.replica import COMMAND
@@ -93,7 +93,7 @@ async def answer_file(
 
     def checked() -> Index:
         with source.open("rb") as file:
-            return scan(file, limits, endpoint=None, urls=ENDPOINTS, check_model=lambda _name: None)
+            return scan(file, limits, endpoint=None, urls=BATCHED, check_model=lambda _name: None)
 
     try:
         index = await asyncio.to_thread(checked)

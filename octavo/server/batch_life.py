@@ -27,7 +27,7 @@ from octavo.api.files import BATCH_OUTPUT, FileObject
 from octavo.errors import OctavoError, UnknownModel
 from octavo.server.batch_run import DISK_RETRY_S, Job, LineRun, Sums
 from octavo.server.documents import Damaged, StoreError
-from octavo.server.endpoints import ENDPOINTS
+from octavo.server.endpoints import BATCHED
 from octavo.server.front import Front
 from octavo.server.ledger import Header, Ledger
 from octavo.server.pace import Pace
@@ -168,7 +168,7 @@ class BatchLife:
                     file,
                     limits,
                     endpoint=row.batch.endpoint,
-                    urls=ENDPOINTS,
+                    urls=BATCHED,
                     check_model=self._front.check_model if is_new else lambda _name: None,
                 )
         except FileNotFoundError:

@@ -14,7 +14,7 @@ from octavo.api.faults import HttpError
 from octavo.obs.log import Log
 from octavo.server.batch_life import BatchLife, Failed, Shared, now
 from octavo.server.documents import Damaged, StoreError
-from octavo.server.endpoints import ENDPOINTS
+from octavo.server.endpoints import BATCHED
 from octavo.server.front import Front
 from octavo.server.storage import Storage, new_id
 from octavo.server.store import StoredBatch
@@ -68,8 +68,8 @@ class Batches:
         """Raises RequestError and HttpError; what is wrong inside the file shows later, in the batch."""
         window_s = asked.window_s()
         asked.check()
-        if asked.endpoint not in ENDPOINTS:
-            known = ", ".join(sorted(ENDPOINTS))
+        if asked.endpoint not in BATCHED:
+            known = ", ".join(sorted(BATCHED))
             raise HttpError("invalid_value", f"endpoint must be one of {known}", param="endpoint")
         file = (await self._storage.file(tenant, asked.input_file_id)).file
         if file.purpose != "batch":

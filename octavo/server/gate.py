@@ -16,7 +16,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from octavo.api.faults import HttpError, fault
+from octavo.api.faults import MESSAGES_PATH, HttpError, fault, messages_fault
 from octavo.errors import Bug, OctavoError
 from octavo.obs.log import Log
 from octavo.server.running import Gone
@@ -78,7 +78,7 @@ class Gate:
         except Exception as error:
             known = error if isinstance(error, OctavoError) else self._unexpected(error, request_id)
             if not started:
-                await error_response(known)(scope, receive, send_with_id)
+                await _refusal(scope, known)(scope, receive, send_with_id)
             # Otherwise the answer stays without its end and the connection is closed, which clients notice.
 
     def _tenant(self, path: str, headers: Headers) -> Tenant:
@@ -114,10 +114,10 @@ def _check_origin(headers: Headers) -> None:
 def routing_error(scope: Scope, error: HTTPException) -> Response:
     """The router's own refusals, in our shape."""
     if error.status_code != 405:
-        return error_response(HttpError("not_found", f"there is no {scope['path']} here"))
+        return _refusal(scope, HttpError("not_found", f"there is no {scope['path']} here"))
     allowed = (error.headers or {}).get("Allow", "")
     message = f"{scope['method']} is not allowed on {scope['path']}; use {allowed}"
-    response = error_response(HttpError("method_not_allowed", message))
+    response = _refusal(scope, HttpError("method_not_allowed", message))
     response.headers["allow"] = allowed
     return response
 
@@ -125,6 +125,14 @@ def routing_error(scope: Scope, error: HTTPException) -> Response:
 def json_response(value: object, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     """A JSON body, by msgspec."""
     return Response(msgspec.json.encode(value), status, headers, media_type="application/json")
+
+
+def _refusal(scope: Scope, error: OctavoError) -> Response:
+    """The error in the shape that clients of this path read."""
+    if scope["path"] != MESSAGES_PATH and not scope["path"].startswith(MESSAGES_PATH + "/"):
+        return error_response(error)
+    answer = messages_fault(error, scope["state"].get("request_id", ""))
+    return json_response(answer.body, answer.status, answer.headers)
 
 
 def error_response(error: OctavoError) -> Response:
