@@ -175,6 +175,10 @@ class ServerConfig:
         none="none",
         secret=True,
     )
+    store_responses: bool = _knob(
+        True, "keep answers of /v1/responses that do not say store: false", text="bool"
+    )
+    response_ttl_s: float = _knob(30 * 86400.0, "how long kept answers stay, such as 720h", text="seconds")
     max_file_bytes: int = _knob(512 * MIB, "largest file, such as 512MiB", text="bytes")
     file_quota_bytes: int = _knob(16 * GIB, "files of one tenant together, such as 16GiB", text="bytes")
     batch_max_lines: int = _knob(50_000, "requests in one batch", text="count")
@@ -202,6 +206,8 @@ class ServerConfig:
         _text("data_dir", self.data_dir)
         if self.store_url is not None:
             _text("store_url", self.store_url)
+        _boolean("store_responses", self.store_responses)
+        _number("response_ttl_s", self.response_ttl_s, 1.0, 10.0 * 365 * 86400)
         _whole("max_file_bytes", self.max_file_bytes, 1, 2**50)
         _whole("file_quota_bytes", self.file_quota_bytes, 1, 2**60)
         _whole("batch_max_lines", self.batch_max_lines, 1, 10**7)

@@ -5,13 +5,18 @@ from __future__ import annotations
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp
 
-from octavo.server import batches, files, health, messages, models, tokens
+from octavo.server import batches, files, health, messages, models, responses, tokens
 from octavo.server.endpoints import ENDPOINTS, run_model
 from octavo.server.front import Front
 from octavo.server.gate import Gate
 
 ROUTES = (
     *(Route(path, run_model, methods=["POST"]) for path in ENDPOINTS),
+    Route("/v1/responses/input_tokens", responses.input_tokens, methods=["POST"]),
+    Route("/v1/responses/{response_id}", responses.get, methods=["GET"]),
+    Route("/v1/responses/{response_id}", responses.delete, methods=["DELETE"]),
+    Route("/v1/responses/{response_id}/cancel", responses.cancel, methods=["POST"]),
+    Route("/v1/responses/{response_id}/input_items", responses.input_items, methods=["GET"]),
     Route("/v1/messages/count_tokens", messages.count_tokens, methods=["POST"]),
     Route("/v1/models", models.list_models, methods=["GET"]),
     Route("/v1/models/{model:path}", models.one_model, methods=["GET"]),

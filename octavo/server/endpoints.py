@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from starlette.requests import Request
 from starlette.responses import Response
 
-from octavo.server import chat, completions, embeddings, messages
+from octavo.server import chat, completions, embeddings, messages, responses
 from octavo.server.bodies import read_body
 from octavo.server.front import Front
 from octavo.server.tenants import Caller
@@ -19,6 +19,7 @@ ENDPOINTS: Mapping[str, Begin] = {
     "/v1/chat/completions": chat.begin,
     "/v1/completions": completions.begin,
     "/v1/embeddings": embeddings.begin,
+    "/v1/responses": responses.begin,
     "/v1/messages": messages.begin,
 }
 BATCHED = tuple(path for path in ENDPOINTS if path != "/v1/messages")

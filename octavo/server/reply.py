@@ -89,6 +89,17 @@ class Reply:
         """What was held back until the end."""
         return self._kept(self.splitter.close())
 
+    def parts(self) -> list[Part]:
+        """All of it, in the order reasoning, content, calls."""
+        found: list[Part] = []
+        if self.reasoning:
+            found.append(Reasoning(self.reasoning))
+        if self.content:
+            found.append(Content(self.content))
+        for number, call in enumerate(self.calls):
+            found += [CallStart(number, call.name), CallArguments(number, call.arguments)]
+        return found
+
     def finish_reason(self, reason: str) -> str:
         """With a call, an output that ended by itself ended for that."""
         return "tool_calls" if self.calls and reason == "stop" else reason

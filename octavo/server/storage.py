@@ -106,6 +106,8 @@ class Storage:
         for file_id in expired:
             self.store.files.remove(file_id)
             self.shelf.remove(file_id)
+        for response_id in self.store.responses.expired(time.time()):
+            self.store.responses.remove(response_id)
         return len(expired)
 
     def close(self) -> None:

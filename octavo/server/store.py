@@ -21,7 +21,7 @@ from octavo.api.files import FileObject
 from octavo.errors import ConfigError
 from octavo.server.documents import Documents, begin, reason, table_of
 
-VERSION = 1
+VERSION = 2
 LOCK_KEY = 0x6F637461766F
 """Names the advisory lock that one server holds on a PostgreSQL store."""
 
@@ -32,6 +32,7 @@ _META = sa.MetaData()
 
 _FILES = table_of("files", _META)
 _BATCHES = table_of("batches", _META)
+_RESPONSES = table_of("responses", _META)
 _SCHEMA = sa.Table("schema_version", _META, sa.Column("version", sa.Integer, nullable=False))
 _USAGE = sa.Table(
     "usage",
@@ -77,6 +78,23 @@ class StoredBatch(msgspec.Struct, frozen=True, kw_only=True):
     digest: str | None = None
 
 
+class StoredResponse(msgspec.Struct, frozen=True, kw_only=True):
+    """An answer of /v1/responses that later ones may go on from.
+
+    body         as it was sent
+    items        what was asked, each with an id
+    previous_id  the answer it went on from
+    """
+
+    tenant_id: str
+    response_id: str
+    created_at: int
+    expires_at: int
+    body: msgspec.Raw
+    items: list[msgspec.Raw]
+    previous_id: str | None = None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tally:
     """Usage to add: of one tenant on one day.
@@ -111,6 +129,12 @@ class Store:
             _BATCHES,
             StoredBatch,
             lambda row: (row.batch.id, row.tenant_id, row.batch.status, 0, None),
+        )
+        self.responses: Documents[StoredResponse] = Documents(
+            engine,
+            _RESPONSES,
+            StoredResponse,
+            lambda row: (row.response_id, row.tenant_id, "response", len(row.body), row.expires_at),
         )
         try:
             self._prepare()
@@ -233,8 +257,8 @@ def _create(connection: sa.Connection) -> None:
     _META.create_all(connection)
 
 
-MIGRATIONS: tuple[Callable[[sa.Connection], None], ...] = (_create,)
-"""Step `i` leads from schema `i` to `i + 1`."""
+MIGRATIONS: tuple[Callable[[sa.Connection], None], ...] = (_create, _create)
+"""Step `i` leads from schema `i` to `i + 1`; the second adds a table."""
 
 
 def _add_usage(connection: sa.Connection, tenant_id: str, tally: Tally) -> None:

@@ -40,6 +40,10 @@ class Writer(ABC):
     def whole(self, got: Sequence[answers.Answer]) -> object:
         """The answer in one piece, as msgspec encodes it."""
 
+    async def keep(self) -> None:
+        """The answer is complete and about to be said to be so; what is to outlive it is put away here."""
+        return
+
 
 class StreamWriter(Writer):
     """One whose answer can also go out as events."""
@@ -89,6 +93,7 @@ class StreamWriter(Writer):
                     yield event
                 if isinstance(update, frames.Ended):
                     unfinished -= 1
+            await self.keep()
             for event in self.closing():
                 yield event
         except OctavoError as error:
@@ -173,6 +178,8 @@ async def whole_answer(writer: Writer) -> object:
     front, running = writer.front, writer.running
     await front.admit(running)
     try:
-        return writer.whole(await answers.collect(running, writer.listening))
+        whole = writer.whole(await answers.collect(running, writer.listening))
+        await writer.keep()
+        return whole
     finally:
         front.finish(running)

@@ -206,12 +206,12 @@ def test_older_schemas_are_brought_up_step_by_step(url, monkeypatch):
         connection.execute(sa.text("CREATE TABLE later (x INTEGER)"))
 
     monkeypatch.setattr(stores, "MIGRATIONS", (*stores.MIGRATIONS, step))
-    monkeypatch.setattr(stores, "VERSION", 2)
+    monkeypatch.setattr(stores, "VERSION", 3)
     for _ in range(2):
         second = open_store(url)
         assert second.files.ids() == {"file-1"}
         with second._engine.begin() as connection:
-            assert connection.execute(sa.text("SELECT version FROM schema_version")).scalars().all() == [2]
+            assert connection.execute(sa.text("SELECT version FROM schema_version")).scalars().all() == [3]
             connection.execute(sa.text("INSERT INTO later VALUES (1)"))
         second.close()
 
