@@ -7,11 +7,13 @@ plans step n+1. Planning needs counts only, so it does not wait for step n's tok
 from __future__ import annotations
 
 import hashlib
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from octavo.codec.tokenizer import Tokenizer
+from octavo.core.cache import Counters
 from octavo.core.scheduler import Scheduler
 from octavo.core.sequence import Request, SamplingParams
 from octavo.core.step import Event, Finished, Forked, Held, Preempted, Step, StepResult, Token
@@ -24,7 +26,24 @@ from octavo.engine.tracking import Tracked
 from octavo.errors import Bug, RequestError
 from octavo.exec.executor import Executor, Start
 from octavo.exec.runner import Payload
-from octavo.link.frames import Progress
+from octavo.link.frames import STEP_BUCKETS_S, Progress
+
+
+@dataclass(slots=True)
+class StepTimes:
+    """How long forward passes took, from launch to result. `counts` by the buckets of STEP_BUCKETS_S, and above."""
+
+    counts: list[int] = field(default_factory=lambda: [0] * (len(STEP_BUCKETS_S) + 1))
+    total_s: float = 0.0
+    longest_s: float = 0.0
+    ended_s: float = 0.0
+
+    def note(self, launched_s: float, ended_s: float) -> None:
+        took_s = ended_s - launched_s
+        self.counts[bisect_left(STEP_BUCKETS_S, took_s)] += 1
+        self.total_s += took_s
+        self.longest_s = max(self.longest_s, took_s)
+        self.ended_s = ended_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +55,11 @@ class Counts:
     num_waiting: int
     used_kv_blocks: int
     num_kv_blocks: int
-    longest_step_s: float
+    block_tokens: int
+    cached_kv_blocks: int
+    pinned_kv_blocks: int
+    steps: StepTimes
+    totals: Counters
 
 
 class Engine:
@@ -66,7 +89,7 @@ class Engine:
         self._seed = seed
         self._num_added = 0
         self._num_steps = 0
-        self._longest_step_s = 0.0
+        self._step_times = StepTimes(ended_s=clock())
         self._launched_s = 0.0
         self._tracked: dict[str, Tracked] = {}
         self._owner: dict[int, tuple[str, int]] = {}
@@ -96,7 +119,11 @@ class Engine:
             num_waiting=len(scheduler.roster.waiting),
             used_kv_blocks=usable - pool.num_available,
             num_kv_blocks=usable,
-            longest_step_s=self._longest_step_s,
+            block_tokens=scheduler.limits.block_tokens,
+            cached_kv_blocks=len(pool.idle),
+            pinned_kv_blocks=len(scheduler.cache.pinned),
+            steps=self._step_times,
+            totals=scheduler.counters,
         )
 
     def grammar(self, params: SamplingParams) -> Compiled | None:
@@ -204,7 +231,7 @@ class Engine:
         if self._flight is not None:
             step, future = self._flight
             result = self._carried_out(step, future)
-            self._longest_step_s = max(self._longest_step_s, self._clock() - self._launched_s)
+            self._step_times.note(self._launched_s, self._clock())
             self._flight = None
             self._launch(ahead)
             events = self.scheduler.commit(step, result, self._clock())

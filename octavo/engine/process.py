@@ -185,7 +185,18 @@ class EngineProcess:
                     used_kv_blocks=counts.used_kv_blocks,
                     num_kv_blocks=counts.num_kv_blocks,
                     drained_per_s=len(recent) / DRAIN_WINDOW_S,
-                    longest_step_s=counts.longest_step_s,
+                    longest_step_s=counts.steps.longest_s,
+                    step_age_s=now_s - counts.steps.ended_s,
+                    step_counts=tuple(counts.steps.counts),
+                    steps_s=counts.steps.total_s,
+                    block_tokens=counts.block_tokens,
+                    cached_kv_blocks=counts.cached_kv_blocks,
+                    pinned_kv_blocks=counts.pinned_kv_blocks,
+                    lookup_tokens=counts.totals.lookup_tokens,
+                    hit_tokens=counts.totals.hit_tokens,
+                    evictions=counts.totals.evictions,
+                    preemptions=counts.totals.preemptions,
+                    computed_tokens=counts.totals.computed_tokens,
                 )
             )
             if self._is_draining:

@@ -30,6 +30,10 @@ PROTOCOL = 2
 """Raised when a frame changes its meaning. Two processes that differ in it part at once."""
 
 
+STEP_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+"""Upper bounds by which engines count their forward passes."""
+
+
 class Frame(
     msgspec.Struct, frozen=True, kw_only=True, tag=True, forbid_unknown_fields=True, omit_defaults=True
 ):
@@ -291,6 +295,11 @@ class Stats(Frame, frozen=True):
     num_steps       forward passes so far; standing still while sequences run means a stall
     drained_per_s   requests ended per second over the last half minute
     longest_step_s  of the forward passes so far
+    step_age_s      since the last one ended, or the engine was ready
+    step_counts     forward passes by duration, in the buckets of STEP_BUCKETS_S and above
+    steps_s         all of them together
+    cached_kv_blocks  blocks with cached prefixes that nobody runs on
+    lookup_tokens ... computed_tokens  totals, as in `octavo.core.cache.Counters`
     """
 
     num_steps: int
@@ -300,6 +309,17 @@ class Stats(Frame, frozen=True):
     num_kv_blocks: int
     drained_per_s: float = 0.0
     longest_step_s: float = 0.0
+    step_age_s: float = 0.0
+    step_counts: tuple[int, ...] = ()
+    steps_s: float = 0.0
+    block_tokens: int = 0
+    cached_kv_blocks: int = 0
+    pinned_kv_blocks: int = 0
+    lookup_tokens: int = 0
+    hit_tokens: int = 0
+    evictions: int = 0
+    preemptions: int = 0
+    computed_tokens: int = 0
 
 
 ToEngine = Configure | Submit | Cancel | Drain | ResetCache

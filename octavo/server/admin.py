@@ -16,7 +16,6 @@ import stat
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import uvicorn
 from starlette.datastructures import Headers, MutableHeaders
@@ -27,7 +26,7 @@ from starlette.routing import Route, Router
 from starlette.types import Message, Receive, Scope, Send
 
 from octavo.api.faults import HttpError
-from octavo.config import KNOBS, EngineConfig, ServerConfig
+from octavo.config import ServerConfig
 from octavo.errors import Bug, ConfigError, OctavoError
 from octavo.server.front import Front
 from octavo.server.gate import REQUEST_ID, error_response, json_response, routing_error
@@ -42,7 +41,6 @@ class Operator:
     """
 
     front: Front
-    engine: EngineConfig
     drain: Callable[[], None]
 
 
@@ -87,7 +85,7 @@ async def reset_prefix_cache(request: Request) -> Response:
 async def config(request: Request) -> Response:
     """Every setting of this server; secrets as whether they are set."""
     operator: Operator = request.state.operator
-    return json_response({"settings": shown(operator.engine, operator.front.config)})
+    return json_response({"settings": operator.front.settings()})
 
 
 ROUTES = (
@@ -98,15 +96,6 @@ ROUTES = (
     Route("/admin/reset_prefix_cache", reset_prefix_cache, methods=["POST"]),
     Route("/admin/config", config, methods=["GET"]),
 )
-
-
-def shown(engine: EngineConfig, server: ServerConfig) -> dict[str, Any]:
-    """Setting to value, "set" or null for a secret."""
-    values: dict[str, Any] = {}
-    for knob in KNOBS:
-        value = getattr(server if knob.section == "server" else getattr(engine, knob.section), knob.name)
-        values[knob.name] = ("set" if value else None) if knob.secret else value
-    return values
 
 
 class AdminGate:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp
 
-from octavo.server import batches, files, health, messages, models, responses, tokens
+from octavo.server import batches, files, health, messages, meters, models, responses, tokens
 from octavo.server.endpoints import ENDPOINTS, run_model
 from octavo.server.front import Front
-from octavo.server.gate import Gate
+from octavo.server.gate import OPEN_PATHS, Gate
 
 ROUTES = (
     *(Route(path, run_model, methods=["POST"]) for path in ENDPOINTS),
@@ -34,10 +34,18 @@ ROUTES = (
     Route("/health", health.health, methods=["GET"]),
     Route("/health/live", health.live, methods=["GET"]),
     Route("/health/ready", health.ready, methods=["GET"]),
+    Route("/metrics", meters.metrics, methods=["GET"]),
     Route("/version", health.version, methods=["GET"]),
 )
 
 
 def build_app(front: Front) -> ASGIApp:
     """The ASGI application of one server. Routes find `front` in `request.state`."""
-    return Gate(Router(routes=ROUTES, redirect_slashes=False), front, front.config.api_key, front.log)
+    open_paths = OPEN_PATHS | {"/metrics"} if front.config.open_metrics else OPEN_PATHS
+    router = Router(routes=ROUTES, redirect_slashes=False)
+    return Gate(router, front, front.config.api_key, label=route_of, open_paths=open_paths)
+
+
+def route_of(path: str) -> str:
+    """The route a path belongs to, as it is written above; "other" for none."""
+    return next((route.path for route in ROUTES if route.path_regex.match(path)), "other")

@@ -301,5 +301,6 @@ class LineRun:
                 self._on_disk(None)
             for record in records:
                 self._job.sums.add(record)
+                self._front.metrics.batch_lines.labels("completed" if record.is_ok else "failed").inc()
             self._on_written(records)
             return True

@@ -17,13 +17,15 @@ from octavo.codec.chat import compiled
 from octavo.codec.numbers import NumberTokenizer
 from octavo.codec.tokenizer import Tokenizer
 from octavo.codec.tools import Dialect
-from octavo.config import ServerConfig
+from octavo.config import KNOBS, ServerConfig
 from octavo.core.sequence import SamplingParams
 from octavo.errors import Busy, LoadError, PromptTooLong, RequestError, UnknownModel
 from octavo.link import frames
 from octavo.obs.log import Log
+from octavo.obs.metrics import Metrics
 from octavo.server.fleet import Fleet
 from octavo.server.grammars import Grammars
+from octavo.server.meters import FleetCollector, note_run
 from octavo.server.running import Running
 from octavo.server.tenants import Caller
 
@@ -54,6 +56,7 @@ class Front:
         self.chat_problem = _chat_problem(self.tokenizer)
         if self.chat_problem is not None:
             log.warn("no_chat", because=self.chat_problem)
+        self.metrics = Metrics(compat=config.metrics_compat)
         self.started_s = time.time()
         self.is_draining = False
         self.running: set[Running] = set()
@@ -71,6 +74,7 @@ class Front:
             embeddings=Embeddings(dimensions=ready.hidden_size) if ready.hidden_size else None,
         )
         self.hidden_size = ready.hidden_size
+        FleetCollector(self, compat=config.metrics_compat)
 
     @property
     def fingerprint(self) -> str:
@@ -149,6 +153,9 @@ class Front:
                 for prompt in prompts
             ],
             grammar_param,
+            tenant_id=caller.tenant.tenant_id,
+            received_s=caller.received_s,
+            on_gap=self.metrics.itl.observe if len(prompts) == params.num_choices == 1 else None,
         )
 
     async def admit(self, running: Running) -> None:
@@ -162,13 +169,26 @@ class Front:
             self.fleet.submit(running)
             await running.admitted()
         except BaseException:
-            self.finish(running)
+            self._leave(running)
             raise
 
     def finish(self, running: Running) -> None:
         """The request is answered or given up: whatever of it still runs is cancelled."""
+        self._leave(running)
+        note_run(self.metrics, running, running.tenant_id)
+
+    def _leave(self, running: Running) -> None:
         self.running.discard(running)
         self.fleet.cancel(running)
+
+    def settings(self) -> dict[str, object]:
+        """Setting to value, "set" or None for a secret."""
+        values: dict[str, object] = {}
+        for knob in KNOBS:
+            section = self.config if knob.section == "server" else getattr(self.fleet.config, knob.section)
+            value = getattr(section, knob.name)
+            values[knob.name] = ("set" if value else None) if knob.secret else value
+        return values
 
     def _next_seed(self) -> int:
         """For a request that brings none. Chosen here, so that every engine that works on it draws the same."""

@@ -6,8 +6,10 @@ import hashlib
 import hmac
 import re
 import secrets
+import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import msgspec
 from starlette.datastructures import Headers, MutableHeaders
@@ -16,12 +18,15 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from octavo.api.faults import MESSAGES_PATH, HttpError, fault, messages_fault
+from octavo.api.faults import MESSAGES_PATH, ROWS, UNKNOWN, HttpError, fault, messages_fault
 from octavo.errors import Bug, OctavoError
-from octavo.obs.log import Log
 from octavo.server.running import Gone
 from octavo.server.tenants import PUBLIC, Caller, Tenant
 
+if TYPE_CHECKING:
+    from octavo.server.front import Front
+
+GONE = "client_gone"
 OPEN_PATHS = frozenset({"/health", "/health/live", "/health/ready"})
 """Paths that need no key: probes have none."""
 REQUEST_ID = "x-request-id"
@@ -33,23 +38,38 @@ _GOOD_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
 class Gate:
     """Wraps the router.
 
-    front  put into `request.state` for the routes
-    keys   those that may call; empty lets everybody
+    front    put into `request.state` for the routes
+    keys     those that may call; empty lets everybody
+    label    the name of a path's route, for metrics
+    open_paths  those that need no key
     """
 
-    def __init__(self, router: ASGIApp, front: object, keys: Sequence[str], log: Log) -> None:
+    def __init__(
+        self,
+        router: ASGIApp,
+        front: Front,
+        keys: Sequence[str],
+        *,
+        label: Callable[[str], str],
+        open_paths: frozenset[str] = OPEN_PATHS,
+    ) -> None:
         self._router = router
         self._front = front
+        self._metrics = front.metrics
+        self._label = label
+        self._open_paths = open_paths
         self._digests = [hashlib.sha256(key.encode()).digest() for key in keys]
-        self._log = log
+        self._log = front.log
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             raise RuntimeError(f"the server speaks http only, not {scope['type']}")
+        received_s = time.monotonic()
         headers = Headers(scope=scope)
         given_id = headers.get(REQUEST_ID, "")
         request_id = given_id if _GOOD_ID.fullmatch(given_id) else f"req-{secrets.token_hex(12)}"
         started = False
+        ended: str | None = GONE  # unless something else is found out
 
         async def send_with_id(message: Message) -> None:
             nonlocal started
@@ -69,21 +89,39 @@ class Gate:
             tenant = self._tenant(scope["path"], headers)
             if tenant is PUBLIC and scope["method"] not in READING:
                 _check_origin(headers)
-            scope["state"]["caller"] = Caller(tenant=tenant, request_id=request_id)
+            scope["state"]["caller"] = Caller(tenant=tenant, request_id=request_id, received_s=received_s)
             await self._router(scope, receive, send_with_id)
+            marks = scope["state"].get("marks")
+            ended = marks.failure if marks is not None else None
         except (Gone, ClientDisconnect):
+            ended = GONE
             self._log.note("client_gone", request_id=request_id, path=scope["path"])
         except HTTPException as error:
+            ended = "not_found" if error.status_code == 404 else "method_not_allowed"
             await routing_error(scope, error)(scope, receive, send_with_id)
         except Exception as error:
             known = error if isinstance(error, OctavoError) else self._unexpected(error, request_id)
+            ended = known.code
             if not started:
                 await _refusal(scope, known)(scope, receive, send_with_id)
             # Otherwise the answer stays without its end and the connection is closed, which clients notice.
+        finally:
+            self._count(scope["path"], headers, ended)
+
+    def _count(self, path: str, headers: Headers, ended: str | None) -> None:
+        if ended is None:
+            outcome = "ok"
+        elif ended == GONE:
+            outcome = "cancelled"
+        else:
+            outcome = "failed" if ROWS.get(ended, UNKNOWN).status >= 500 else "refused"
+        self._metrics.requests.labels(self._label(path), outcome, ended or "ok").inc()
+        if headers.get("x-stainless-retry-count", "0") not in ("", "0"):
+            self._metrics.client_retries.inc()
 
     def _tenant(self, path: str, headers: Headers) -> Tenant:
         """Who calls; PUBLIC where no key is asked for. Compares with every key, in constant time each."""
-        if not self._digests or path in OPEN_PATHS:
+        if not self._digests or path in self._open_paths:
             return PUBLIC
         scheme, _, bearer = headers.get("authorization", "").partition(" ")
         given = bearer.strip() if scheme.lower() == "bearer" and bearer else headers.get("x-api-key", "")

@@ -26,8 +26,8 @@ PULSE_S = 8.0
 """An engine says something about once a second. Silence for so long, and it is taken for dead."""
 FIRST_STEP_S = 120.0
 STEP_FACTOR = 10.0
-"""Running sequences may stand still for so many times the longest step ever made here, and for PULSE_S; before the
-first step, for FIRST_STEP_S."""
+"""Requests aboard may stand still for so many times the longest step ever made here, and for PULSE_S; before the first
+step, for FIRST_STEP_S."""
 SHORT_LIFE_S = 30.0
 FIRST_PAUSE_S, MAX_PAUSE_S = 0.25, 30.0
 LEAVE_POLL_S = 0.02
@@ -263,12 +263,12 @@ class Member:
             if now_s - self._heard_s > PULSE_S:
                 self._condemned = f"said nothing for {PULSE_S:g} s"
             elif now_s - self._stepped_s > self.patience_s:
-                self._condemned = f"made no step for {self.patience_s:g} s while requests ran"
+                self._condemned = f"made no step for {self.patience_s:g} s with requests aboard"
         await replica.kill()
 
     @property
     def patience_s(self) -> float:
-        """How long running sequences may stand still."""
+        """How long requests aboard may stand still."""
         longest_s = self._longest_step_s
         return max(PULSE_S, STEP_FACTOR * longest_s) if longest_s else FIRST_STEP_S
 
@@ -276,11 +276,7 @@ class Member:
         self._heard_s = time.monotonic()
         match frame:
             case frames.Stats():
-                if (
-                    self.stats is None
-                    or frame.num_steps != self.stats.num_steps
-                    or (frame.num_running == 0 and frame.num_waiting == 0)
-                ):
+                if not self.aboard or self.stats is None or frame.num_steps != self.stats.num_steps:
                     self._stepped_s = self._heard_s
                 self._longest_step_s = max(self._longest_step_s, frame.longest_step_s)
                 self.stats = frame

@@ -23,6 +23,7 @@ from octavo.server.app import build_app
 from octavo.server.batches import keeping
 from octavo.server.fleet import Fleet
 from octavo.server.front import Front
+from octavo.server.meters import watch_loop
 from octavo.server.protocol import Http, http_settings
 from octavo.server.replica import COMMAND
 
@@ -69,7 +70,7 @@ async def serve(
             ready = await starting
             front = Front(server, fleet, ready, log)
             try:
-                operator = admin.Operator(front, engine, stop.once.set)
+                operator = admin.Operator(front, stop.once.set)
                 async with keeping(front), admin.serving(operator, admin_sockets):
                     await _serve_http(front, listening, stop, lambda: on_ready(address(listening), ready))
             finally:
@@ -134,6 +135,7 @@ async def _serve_http(
     )
     http = Http(config)
     serving = asyncio.create_task(http.serve(sockets=[listening]))
+    lag = asyncio.create_task(watch_loop(front.metrics))
     try:
         while not http.started and not serving.done():
             await asyncio.sleep(0.01)
@@ -146,6 +148,7 @@ async def _serve_http(
         await _drain(front, stop)
     finally:
         http.should_exit = True
+        lag.cancel()
         await serving
 
 

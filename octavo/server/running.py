@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import msgspec
 
@@ -19,18 +21,49 @@ class Gone(Exception):
     """The client has closed its connection."""
 
 
+@dataclass(slots=True)
+class Marks:
+    """What happened to a request and when, on this process's monotonic clock.
+
+    received_s  it arrived; first_s and last_s are of its tokens
+    failure     code of what ended it, if that was an error
+    """
+
+    received_s: float
+    first_s: float | None = None
+    last_s: float = 0.0
+    output_tokens: int = 0
+    cached_tokens: int = 0
+    ended: list[frames.Ended] = field(default_factory=list)
+    failure: str | None = None
+
+
 class Running:
     """Frames of one or several engine requests, in order of arrival.
 
     submits        one per prompt, of the same parameters; their ids are unknown to the engine until they are posted
     grammar_param  the request field their grammar came in
+    tenant_id      whose it is
+    received_s     when it arrived; None means now
+    on_gap         is told the seconds between tokens
 
     Deltas of one choice that wait here together become one, so a slow reader holds at most its own answer.
     """
 
-    def __init__(self, submits: Sequence[frames.Submit], grammar_param: str | None = None) -> None:
+    def __init__(
+        self,
+        submits: Sequence[frames.Submit],
+        grammar_param: str | None = None,
+        *,
+        tenant_id: str = "",
+        received_s: float | None = None,
+        on_gap: Callable[[float], None] | None = None,
+    ) -> None:
         self.submits = tuple(submits)
         self.grammar_param = grammar_param
+        self.tenant_id = tenant_id
+        self.marks = Marks(time.monotonic() if received_s is None else received_s)
+        self._on_gap = on_gap
         self._place = {submit.request_id: place for place, submit in enumerate(submits)}
         self._waiting: deque[Update] = deque()
         self._wake = asyncio.Event()
@@ -60,12 +93,26 @@ class Running:
                     HttpError(frame.code, frame.message, param=frame.param, retry_after_s=frame.retry_after_s)
                 )
             case frames.Delta():
+                self._mark(frame)
                 self._add(frame)
             case _:
                 if isinstance(frame, frames.Ended):
                     self._unfinished.discard(frame.request_id)
+                    self.marks.cached_tokens += frame.usage.cached_prompt_tokens
+                    self.marks.ended.append(frame)
                 self._waiting.append(frame)
         self._wake.set()
+
+    def _mark(self, delta: frames.Delta) -> None:
+        if not delta.token_ids:
+            return
+        marks, now_s = self.marks, time.monotonic()
+        if marks.first_s is None:
+            marks.first_s = now_s
+        elif self._on_gap is not None:
+            self._on_gap(now_s - marks.last_s)
+        marks.last_s = now_s
+        marks.output_tokens += len(delta.token_ids)
 
     def fail(self, error: OctavoError) -> None:
         """Nothing more will come; whoever waits gets the error after what has already arrived."""

@@ -42,8 +42,10 @@ class Caller:
 
     request_id  as in the `x-request-id` header
     is_batch    a line of a batch: lowest priority, and nobody waits for its first token
+    received_s  when its head had arrived, on the monotonic clock; None where nobody waits
     """
 
     tenant: Tenant
     request_id: str = ""
     is_batch: bool = False
+    received_s: float | None = None

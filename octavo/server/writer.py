@@ -97,6 +97,7 @@ class StreamWriter(Writer):
             for event in self.closing():
                 yield event
         except OctavoError as error:
+            self.running.marks.failure = error.code
             yield self.failure(error)
 
 
@@ -166,6 +167,7 @@ async def respond(request: Request, writer: Writer) -> Response:
     Raises what refuses or ends the request before its first byte, and Gone when the client leaves.
     """
     front, running = writer.front, writer.running
+    request.state.marks = running.marks
     async with watching(request.receive, running.abandon):
         if isinstance(writer, StreamWriter) and writer.is_stream:
             await front.admit(running)

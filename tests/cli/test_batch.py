@@ -122,7 +122,7 @@ def test_a_kill_between_the_output_and_the_end_is_mended(folder, tmp_path):
 
 
 def test_ctrl_c_keeps_what_is_answered(folder, tmp_path):
-    lines = [jobs.chat_line(n, text=f"!slow say:answer {n}") for n in range(40)]
+    lines = [jobs.chat_line(n, text=f"!slow say:{'x' * 4 * n}") for n in range(40)]
     source, target = write(tmp_path / "in.jsonl", lines), tmp_path / "out.jsonl"
     part = tmp_path / "out.jsonl.part"
     command = [*FAKE, str(source), str(target), str(folder), "--max-num-seqs", "1"]

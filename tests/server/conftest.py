@@ -36,10 +36,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def server(folder: Path) -> Iterator[Served]:
-    """One server for all tests that leave it as they found it."""
+def common_server(folder: Path) -> Iterator[Served]:
     with serving([str(folder), "--keep-alive-s", "0.1", "--max-body-bytes", "1MiB"]) as served:
         yield served
+
+
+@pytest.fixture
+def server(common_server: Served) -> Iterator[Served]:
+    """One server for all tests that leave it as they found it; the one that costs it its engine is the one to fail."""
+    before = common_server.health()["engine"]
+    yield common_server
+    after = common_server.health()["engine"]
+    assert after["restarts"] == before["restarts"], after["last_failure"]
 
 
 @pytest.fixture
