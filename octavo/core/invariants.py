@@ -226,12 +226,41 @@ def _check_roster(roster: Roster) -> None:
     _require(
         seats == roster.num_seats <= roster.max_num_seqs, f"{seats} of {roster.max_num_seqs} seats are taken"
     )
+    in_line = _check_turns(roster)
     for sequence in roster.sequences.values():
         is_listed = sequence.seq_id in resident or sequence.seq_id in waiting
+        _require((sequence.turn is None) == (sequence.seq_id in in_line), "a turn was lost, or given twice")
+        is_listed = is_listed or sequence.seq_id in in_line
         _require(is_listed or sequence.state is State.HELD, f"sequence {sequence.seq_id} is lost")
         _require(
             bool(sequence.table) <= (sequence.seq_id in resident), f"sequence {sequence.seq_id} hoards blocks"
         )
+
+
+def _check_turns(roster: Roster) -> set[int]:
+    """Ids of the sequences that wait for a turn."""
+    turns, in_line = roster.turns, set[int]()
+    for name, client in turns.clients.items():
+        for priority, line in client.lines.items():
+            _require(bool(line), f"client {name!r} keeps an empty line")
+            for group in line:
+                request = group.request
+                _require(
+                    roster.groups.get(request.request_id) is group, "a request outlived its end in a line"
+                )
+                _require(
+                    (request.client, request.priority) == (name, priority),
+                    f"request {request.request_id!r} stands in a line of others",
+                )
+                for sequence in group.members.values():
+                    _require(
+                        sequence.state is State.WAITING, f"sequence {sequence.seq_id} runs without a turn"
+                    )
+                    in_line.add(sequence.seq_id)
+    _require(len(in_line) == turns.num_sequences, "a request stands in line twice")
+    best = min((priority for client in turns.clients.values() for priority in client.lines), default=None)
+    _require(best == turns.best_priority, "the best priority in line is not what it is said to be")
+    return in_line
 
 
 def _check_counters(cache: PrefixCache) -> None:

@@ -5,16 +5,17 @@ There is no prefill phase and no decode phase. Each plan gives one token budget 
     1  every running sequence with exactly one known token to compute gets it (decodes are never starved)
     2  running prefills share what is left, best placed first, at most `max_chunk_tokens` each
     3  waiting sequences begin, best placed first, as the rules of `admit.py` let them; before running prefills of
-       worse priority
+       worse priority. Those that have begun before go first; among the others clients take turns (`fair.py`).
 
 Blocks go to the best placed first; the worst placed gives its own up (`victims.py`). A preempted sequence keeps its
 tokens, goes back to its place in the queue and recomputes.
 
-Why this cannot livelock: the order of sequences is total and fixed while they live, nobody yields to a worse placed
-one (held beams aside, which need nothing), and `submit` refuses what would not fit an empty pool. So with nothing in
-flight the best placed sequence that is not held gets at least one token: all others can be preempted for it if it
-has memory, and if it waits, then nobody behind it may begin, those with memory end in bounded time, and as soon
-as only held beams have memory they are preempted for it.
+Why this cannot livelock: the order of sequences that have begun is total and fixed while they live, nobody yields to
+a worse placed one (held beams aside, which need nothing), and `submit` refuses what would not fit an empty pool. So
+with nothing in flight the best placed sequence that is not held gets at least one token: all others can be preempted
+for it if it has memory, and if it waits, then nobody behind it may begin, those with memory end in bounded time, and
+as soon as only held beams have memory they are preempted for it. Who is in front of those that have never begun
+changes only while others are served more, so every one of them comes to the front, and stays there until it begins.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ class Planner:
         draft = Draft(self._cache, self._budget)
         self._continue_running(draft)
         self._admit_waiting(draft)
-        if draft.is_empty and not is_in_flight and self._roster.waiting:
+        if draft.is_empty and not is_in_flight and self._roster.head is not None:
             self._make_way_for_head(draft)
         return draft
 
@@ -134,9 +135,9 @@ class Planner:
     def _admit_waiting(self, draft: Draft, better_than: int | None = None) -> None:
         """Let waiting sequences begin until one has to wait; with `better_than`, only those of better priority."""
         place = 0
-        while place < len(self._roster.waiting) and not draft.is_closed:
-            sequence = self._roster.waiting[place]
-            if better_than is not None and sequence.request.priority >= better_than:
+        while not draft.is_closed:
+            sequence = self._candidate(place)
+            if sequence is None or (better_than is not None and sequence.request.priority >= better_than):
                 return
             refusal = self._refusal(sequence, draft)
             if refusal is not None and not refusal[1] and self._make_way_by_priority(sequence, draft):
@@ -146,7 +147,16 @@ class Planner:
                 continue
             sequence.wait(refusal[0])
             draft.is_closed = not refusal[1]
+            if sequence.turn is None and not draft.is_closed:
+                self._roster.call(sequence)
             place += 1
+
+    def _candidate(self, place: int) -> Sequence | None:
+        """Who is asked next, when those before `place` in the queue have been."""
+        waiting, priority = self._roster.waiting, self._roster.turns.best_priority
+        if place < len(waiting) and (priority is None or priority >= waiting[place].request.priority):
+            return waiting[place]
+        return self._roster.next_in_turn()
 
     def _refusal(self, sequence: Sequence, draft: Draft) -> tuple[str, bool] | None:
         """Why it has to wait, and whether others may go before it."""
@@ -164,6 +174,8 @@ class Planner:
         hit = draft.hit(sequence)
         spare = self._pool.num_available - self._tables.needed_with(sequence, hit) - draft.reserved_blocks
         with_partial = hit.partial is not None and spare >= (hit.partial[0] in self._pool.idle)
+        if sequence.turn is None:
+            self._roster.call(sequence)
         self._roster.unqueue(sequence)
         sequence.state = State.RUNNING
         extension = self._tables.adopt(sequence, hit, with_partial=with_partial)
@@ -172,6 +184,7 @@ class Planner:
             self._count_lookup(sequence)
         if sequence.cache_report is None:
             sequence.num_cached_tokens = sequence.num_computed
+            self._roster.served_cached(sequence)
         sequence.cache_report = hit.report
         count = min(sequence.num_ready, self._max_chunk, draft.tokens_left)
         end = self._tables.reachable(sequence, sequence.num_planned + count)
@@ -184,7 +197,7 @@ class Planner:
         victims = yielding_to(sequence.request.priority, roster.resident)
         if not victims or draft.tokens_left < 1 or draft.is_short:
             return False
-        groups = {roster.group_of(victim).arrival: roster.group_of(victim).num_seats for victim in victims}
+        groups = {victim.request.request_id: roster.group_of(victim).num_seats for victim in victims}
         needed = self._tables.needed_with(sequence, draft.hit(sequence))
         if roster.seats_missing(sequence) > sum(groups.values()):
             return False
@@ -210,7 +223,8 @@ class Planner:
             )
             self._reopen(draft)
         if draft.is_empty:
-            head = self._roster.waiting[0]
+            head = self._roster.head
+            assert head is not None
             raise Bug(f"sequence {head.seq_id} cannot begin in an empty pool: {head.wait_reason}")
 
     def _reopen(self, draft: Draft) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from dataclasses import dataclass, field
 
+from octavo.core.fair import CACHED_COST, INPUT_COST, OUTPUT_COST, Turns
 from octavo.core.sequence import Request, Sequence, State
 from octavo.errors import Bug
 
@@ -17,6 +18,7 @@ def _order(sequence: Sequence) -> tuple[int, int, int]:
 class Group:
     """One request and its live sequences.
 
+    turn          which in the order of turns; None while it waits for its own
     width         sequences it may have at once: choices or beams
     has_branched  the choices exist; from then on only the live ones need seats. Beams come and go to the end.
     num_resident  members with memory
@@ -27,6 +29,7 @@ class Group:
     request: Request
     arrival: int
     width: int
+    turn: int | None = None
     has_branched: bool = False
     members: dict[int, Sequence] = field(default_factory=dict)
     num_resident: int = 0
@@ -46,7 +49,8 @@ class Group:
 class Roster:
     """Live sequences, in two lists ordered best first: `resident` (with memory) and `waiting`.
 
-    A held beam without memory is in neither list; it waits for its siblings, not for memory.
+    A held beam without memory is in neither list; it waits for its siblings, not for memory. A request that has not
+    had its turn has no place in an order yet; it is in `turns`.
 
     now_s  the latest time the scheduler was told
     """
@@ -57,9 +61,11 @@ class Roster:
         self.resident: list[Sequence] = []
         self.waiting: list[Sequence] = []
         self.num_seats = 0
+        self.turns = Turns()
         self.now_s = float("-inf")
         self.max_num_seqs = max_num_seqs
         self._num_arrivals = 0
+        self._num_turns = 0
         self._next_seq_id = 0
 
     def enter(self, request: Request, width: int) -> Group:
@@ -86,8 +92,51 @@ class Roster:
     def group_of(self, sequence: Sequence) -> Group:
         return self.groups[sequence.request.request_id]
 
+    def await_turn(self, group: Group) -> None:
+        """Its sequences wait until it is their client's turn."""
+        for sequence in group.members.values():
+            sequence.state = State.WAITING
+            sequence.waits_since_s = self.now_s
+        self.turns.add(group)
+
+    def call(self, sequence: Sequence) -> None:
+        """It is its request's turn: all sequences of that take their place in the waiting list."""
+        group = self.group_of(sequence)
+        self.turns.remove(group)
+        self.turns.charge(group.request, INPUT_COST * sequence.num_prompt_tokens)
+        group.turn = self._num_turns
+        self._num_turns += 1
+        for sequence in group.members.values():
+            sequence.turn = group.turn
+            insort(self.waiting, sequence, key=_order)
+
+    @property
+    def head(self) -> Sequence | None:
+        """Who is to have memory next."""
+        if self.waiting:
+            return self.waiting[0]
+        return self.next_in_turn()
+
+    def next_in_turn(self) -> Sequence | None:
+        """The first sequence of the request whose turn is next."""
+        group = self.turns.head()
+        return None if group is None else next(iter(group.members.values()))
+
+    @property
+    def num_waiting(self) -> int:
+        """Sequences that wait for memory, with a turn or without."""
+        return len(self.waiting) + self.turns.num_sequences
+
+    def served_output(self, sequence: Sequence) -> None:
+        """Its client has had one more output token."""
+        self.turns.charge(sequence.request, OUTPUT_COST)
+
+    def served_cached(self, sequence: Sequence) -> None:
+        """So much of the prompt, charged when its turn came, need not be computed."""
+        self.turns.charge(sequence.request, (CACHED_COST - INPUT_COST) * sequence.num_cached_tokens)
+
     def queue(self, sequence: Sequence) -> None:
-        """Put it in the waiting list, at the place its arrival gives it."""
+        """Put it in the waiting list, at the place its turn gives it."""
         sequence.state = State.WAITING
         sequence.waits_since_s = self.now_s
         insort(self.waiting, sequence, key=_order)
@@ -108,10 +157,15 @@ class Roster:
 
     def unqueue(self, sequence: Sequence) -> None:
         """It waits no longer."""
-        _remove(self.waiting, sequence)
+        if sequence.turn is not None:
+            _remove(self.waiting, sequence)
+        elif len(self.group_of(sequence).members) == 1:
+            self.turns.remove(self.group_of(sequence))
         sequence.waited_s += self.now_s - sequence.waits_since_s
 
     def is_resident(self, sequence: Sequence) -> bool:
+        if sequence.turn is None:
+            return False
         place = bisect_left(self.resident, sequence.order, key=_order)
         return place < len(self.resident) and self.resident[place] is sequence
 

@@ -109,13 +109,13 @@ class Scheduler:
         if request.begun:
             self.roster.branched(group)
         for begun in request.begun or (Begun(0, ()),):
-            sequence = self.roster.join(
+            self.roster.join(
                 group,
                 Sequence(
                     self.roster.next_id(),
                     request,
                     begun.index,
-                    group.arrival,
+                    None,
                     total,
                     [*request.prompt, *begun.tokens],
                     seed,
@@ -123,7 +123,7 @@ class Scheduler:
                     is_beam=group.is_beam,
                 ),
             )
-            self.roster.queue(sequence)
+        self.roster.await_turn(group)
 
     def cancel(self, request_id: str, now_s: float) -> list[Event]:
         """End every live sequence of the request. No events when it is unknown or has ended."""
@@ -252,6 +252,7 @@ class Scheduler:
         request = sequence.request
         position = len(sequence.tokens)
         sequence.tokens.append(token)
+        self.roster.served_output(sequence)
         events.append(Token(request.request_id, sequence.seq_id, sequence.index, position, token, payload))
         params = request.params
         may_stop = sequence.num_output_tokens >= params.min_tokens
@@ -269,7 +270,7 @@ class Scheduler:
                 self.roster.next_id(),
                 parent.request,
                 group.next_index,
-                parent.arrival,
+                parent.turn,
                 parent.max_total_tokens,
                 list(parent.tokens),
                 parent.seed,
@@ -308,8 +309,8 @@ class Scheduler:
             return None
         if sequence.state is State.HELD:
             return Wait("a beam waits for its siblings", sequence.waits_since_s)
-        head = self.roster.waiting[0]
-        if sequence is head:
+        head = self.roster.head
+        if head is None or sequence is head:
             because = sequence.wait_reason or "nothing has been planned since it came"
         else:
             name = head.request.request_id
@@ -383,6 +384,7 @@ class Scheduler:
         request = sequence.request
         events.append(Token(request.request_id, sequence.seq_id, sequence.index, len(sequence.tokens), token))
         sequence.tokens.append(token)
+        self.roster.served_output(sequence)
         if len(sequence.tokens) >= sequence.max_total_tokens:
             events.append(self._end(sequence, "length"))
 

@@ -254,6 +254,8 @@ class Request:
     namespace      who may share cached blocks with this request; equal bytes share
     end_token_ids  the model's end tokens; end the output unless `params.ignore_eos`
     begun          the choices to go on with, in place of all choices from their beginning; empty begins
+    client         whose it is; clients that wait take turns, the least served first (`fair.py`)
+    cost_weight    what one token of it counts in the client's service: 0.5 counts half
     """
 
     request_id: str
@@ -263,6 +265,8 @@ class Request:
     namespace: bytes = b""
     end_token_ids: frozenset[int] = frozenset()
     begun: tuple[Begun, ...] = ()
+    client: str = ""
+    cost_weight: float = 1.0
 
 
 class State(enum.Enum):
@@ -301,7 +305,7 @@ class Sequence:
     """One growing line of tokens. Only the core changes it; everybody may read it.
 
     index              which choice or beam of its request
-    arrival            counts requests in order of submission
+    turn               counts requests in the order in which they got their turn; None while it waits for one
     max_total_tokens   longest the sequence may become, prompt included
     num_draws          tokens to draw when all known ones are computed: one, one per choice at the end of a prompt,
                        or none, and then the sequence ends there
@@ -326,7 +330,7 @@ class Sequence:
     seq_id: int
     request: Request
     index: int
-    arrival: int
+    turn: int | None
     max_total_tokens: int
     tokens: list[int]
     seed: bytes
@@ -381,7 +385,8 @@ class Sequence:
     @property
     def order(self) -> tuple[int, int, int]:
         """Smaller goes first, and is preempted last."""
-        return (self.request.priority, self.arrival, self.seq_id)
+        assert self.turn is not None, "a sequence without a turn has no place yet"
+        return (self.request.priority, self.turn, self.seq_id)
 
     def wait(self, reason: str) -> None:
         self.wait_reason = reason

@@ -116,7 +116,7 @@ class Engine:
         return Counts(
             num_steps=self._num_steps,
             num_running=len(scheduler.roster.resident),
-            num_waiting=len(scheduler.roster.waiting),
+            num_waiting=scheduler.roster.num_waiting,
             used_kv_blocks=usable - pool.num_available,
             num_kv_blocks=usable,
             block_tokens=scheduler.limits.block_tokens,

@@ -124,7 +124,16 @@ def out_of_order(world):
 
 
 def lost(world):
+    world.scheduler.roster.call(world.sequence("c"))
     world.scheduler.roster.waiting.clear()
+
+
+def turn_lost(world):
+    world.scheduler.roster.turns.remove(world.scheduler.roster.groups["c"])
+
+
+def turn_twice(world):
+    world.sequence("c").turn = 0
 
 
 def wrong_list(world):
@@ -162,7 +171,9 @@ DAMAGE = [
     (wrong_seats, "2 of 2 seats are taken"),
     (out_of_order, "a list of sequences is out of order"),
     (lost, "sequence 3 is lost"),
-    (wrong_list, "sequence 3 is State.RUNNING in the wrong list"),
+    (turn_lost, "a turn was lost, or given twice"),
+    (turn_twice, "a turn was lost, or given twice"),
+    (wrong_list, "sequence 3 runs without a turn"),
     (wrong_pending, "sequence 1 awaits wrong tokens"),
     (false_metrics, "I40"),
 ]

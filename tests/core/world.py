@@ -230,7 +230,7 @@ class Before:
     def __init__(self, scheduler: Scheduler) -> None:
         self.counts = {s.seq_id: (s.num_ready, s.epoch) for s in scheduler.sequences.values()}
         self.waits = {s.seq_id: s.wait_reasons.get(WAITS_FOR_FLIGHT, 0) for s in scheduler.sequences.values()}
-        self.waiting = {s.seq_id for s in scheduler.roster.waiting}
+        self.waiting = {s.seq_id for s in scheduler.sequences.values() if s.state is State.WAITING}
         self.passes = {s.seq_id: s.wait_reasons.get(PREFIX_UNDER_WAY, 0) for s in scheduler.roster.waiting}
         self.is_in_flight = bool(scheduler.flights)
         self.available = scheduler.cache.pool.num_available

@@ -473,7 +473,7 @@ MUTANTS = [
         "order depends on where objects lie in memory",
         "21",
         "sequence.py",
-        "return (self.request.priority, self.arrival, self.seq_id)",
+        "return (self.request.priority, self.turn, self.seq_id)",
         "return (self.request.priority, id(self), self.seq_id)",
     ),
     Mutant(
@@ -482,5 +482,33 @@ MUTANTS = [
         "cache.py",
         "        if len(self.ghosts) > self._max_ghosts:\n",
         "        if False:\n",
+    ),
+    Mutant(
+        "service can be saved up while nothing waits",
+        "fairness",
+        "fair.py",
+        "client.served = max(client.served, min(waiting, default=self._level))",
+        "del waiting",
+    ),
+    Mutant(
+        "output tokens cost nothing",
+        "fairness",
+        "roster.py",
+        "self.turns.charge(sequence.request, OUTPUT_COST)",
+        "del sequence",
+    ),
+    Mutant(
+        "a cached prompt costs as much as a computed one",
+        "fairness",
+        "planning.py",
+        "            self._roster.served_cached(sequence)\n",
+        "",
+    ),
+    Mutant(
+        "a client's requests all go in a row",
+        "fairness",
+        "fair.py",
+        "(client.served, client.lines[priority][0].arrival)",
+        "client.lines[priority][0].arrival",
     ),
 ]

@@ -1,0 +1,104 @@
+"""Whose turn it is, when requests of several clients wait: the client's that has been served least.
+
+Virtual token counters (Sheng et al., "Fairness in Serving Large Language Models", OSDI 2024, algorithm 2): each
+client has a count of the service it has had, in weighted tokens. The next turn of the best waiting priority goes to
+the client with the lowest count; its requests go in order of arrival. Whoever comes back after having had nothing
+waiting is lifted to the lowest count of those who wait, so that nobody saves service up.
+
+A turn is given when the request begins (or steps aside for a prefix) and never taken back: from then on its place is
+fixed, as `planning.py` needs it to be.
+With one client the turns are the order of arrival.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from octavo.core.roster import Group
+    from octavo.core.sequence import Request
+
+INPUT_COST = 1.0
+CACHED_COST = 0.1
+"""Of an input token read from the prefix cache: it takes memory, and next to no computing."""
+OUTPUT_COST = 2.0
+"""An output token takes a share of a whole step. Section 4.1 of the paper has 1 and 2, after the prices of services."""
+
+
+@dataclass(slots=True)
+class Client:
+    """One client's requests that wait for their turn, by priority, and the service it has had."""
+
+    served: float = 0.0
+    lines: dict[int, deque[Group]] = field(default_factory=dict)
+
+
+class Turns:
+    """Requests that wait for their turn. Clients are remembered; their number is the caller's to bound."""
+
+    def __init__(self) -> None:
+        self.clients: dict[str, Client] = {}
+        self._num_waiting: dict[int, int] = {}
+        self._level = 0.0
+        self._in_line: dict[str, Client] = {}
+
+    def __len__(self) -> int:
+        """Requests that wait here."""
+        return sum(self._num_waiting.values())
+
+    @property
+    def num_sequences(self) -> int:
+        lines = (line for client in self._in_line.values() for line in client.lines.values())
+        return sum(len(group.members) for line in lines for group in line)
+
+    @property
+    def best_priority(self) -> int | None:
+        """Of those that wait; None when nobody does."""
+        return min(self._num_waiting, default=None)
+
+    @property
+    def gap(self) -> float:
+        """Between the most and the least served client of those that wait, in weighted tokens."""
+        served = [client.served for client in self._in_line.values()]
+        return max(served) - min(served) if served else 0.0
+
+    def add(self, group: Group) -> None:
+        """Wait for a turn, behind the client's others of that priority."""
+        client = self.clients.setdefault(group.request.client, Client())
+        if not client.lines:
+            waiting = [other.served for other in self._in_line.values()]
+            client.served = max(client.served, min(waiting, default=self._level))
+            self._in_line[group.request.client] = client
+        priority = group.request.priority
+        client.lines.setdefault(priority, deque()).append(group)
+        self._num_waiting[priority] = self._num_waiting.get(priority, 0) + 1
+
+    def head(self) -> Group | None:
+        """Whose turn is next; None when nobody waits. The earlier arrival wins a tie."""
+        priority = self.best_priority
+        if priority is None:
+            return None
+        ready = [client for client in self._in_line.values() if priority in client.lines]
+        return min(ready, key=lambda client: (client.served, client.lines[priority][0].arrival)).lines[
+            priority
+        ][0]
+
+    def remove(self, group: Group) -> None:
+        """It waits here no longer: its turn has come, or it has ended."""
+        client, priority = self.clients[group.request.client], group.request.priority
+        line = client.lines[priority]
+        line.remove(group)
+        if not line:
+            del client.lines[priority]
+        if not client.lines:
+            self._level = client.served
+            del self._in_line[group.request.client]
+        self._num_waiting[priority] -= 1
+        if not self._num_waiting[priority]:
+            del self._num_waiting[priority]
+
+    def charge(self, request: Request, cost: float) -> None:
+        """Add `cost` weighted tokens, times the request's own weight; what is negative is given back."""
+        self.clients[request.client].served += cost * request.cost_weight

@@ -1,0 +1,152 @@
+"""Clients that wait take turns: who has been served least is next, and nobody is left far behind.
+
+Service is counted here from the events alone: 1 for a prompt token, 2 for an output token.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter, defaultdict
+from dataclasses import replace
+
+import pytest
+
+from octavo.core.step import Token
+from tests.core.requests import request
+from tests.core.world import World, limits
+
+
+def ask(client: str, number: int, *, prompt: int = 4, weight: float = 1.0, **params):
+    """A request whose prompt shares no block with any other."""
+    stem = [1000 + 50 * number + ord(client[0]) * 100_000 + n for n in range(prompt)]
+    return replace(request(f"{client}{number}", stem, **params), client=client, cost_weight=weight)
+
+
+def order_of_beginning(world: World, num_plans: int = 200) -> list[str]:
+    """Names of requests in the order in which they got memory."""
+    begun: list[str] = []
+    for _ in range(num_plans):
+        step = world.plan()
+        if step is None:
+            break
+        for piece in step.slices:
+            name = world.scheduler.sequences[piece.seq_id].request.request_id
+            if name not in begun:
+                begun.append(name)
+        world.land()
+    return begun
+
+
+def test_a_flood_does_not_keep_another_client_waiting():
+    world = World(limits(max_num_seqs=1))
+    for number in range(6):
+        world.submit(ask("a", number))
+    for number in range(3):
+        world.submit(ask("b", number))
+    assert order_of_beginning(world) == ["a0", "b0", "a1", "b1", "a2", "b2", "a3", "a4", "a5"]
+
+
+def test_one_client_is_served_in_order_of_arrival():
+    world = World(limits(max_num_seqs=1))
+    for number in (3, 1, 2):
+        world.submit(ask("a", number, prompt=2 + number))
+    assert order_of_beginning(world) == ["a3", "a1", "a2"]
+
+
+def test_who_asks_for_more_is_served_less_often():
+    world = World(limits(max_num_seqs=1))
+    for number in range(4):
+        world.submit(ask("a", number, prompt=4, max_tokens=7))  # 18
+        world.submit(ask("b", number, prompt=2, max_tokens=2))  # 6
+    assert order_of_beginning(world) == ["a0", "b0", "b1", "b2", "a1", "b3", "a2", "a3"]
+
+
+def test_a_weight_makes_tokens_count_less():
+    world = World(limits(max_num_seqs=1))
+    for number in range(4):
+        world.submit(ask("a", number, weight=0.4))
+        world.submit(ask("b", number))
+    begun = order_of_beginning(world)
+    assert begun[:6] == ["a0", "b0", "a1", "a2", "b1", "a3"]
+
+
+def test_better_priority_goes_before_any_turn():
+    world = World(limits(max_num_seqs=1))
+    for number in range(2):
+        world.submit(ask("a", number))
+    world.submit(replace(ask("b", 0), priority=1))
+    world.submit(replace(ask("a", 7), priority=-1))
+    assert order_of_beginning(world) == ["a7", "a0", "a1", "b0"]
+
+
+def test_service_cannot_be_saved_up():
+    world = World(limits(max_num_seqs=1))
+    for number in range(20):
+        world.submit(ask("a", number))
+    for _ in range(60):
+        world.plan()
+        world.land()
+    for number in range(6):
+        world.submit(ask("b", number))
+    begun = order_of_beginning(world)
+    first = begun.index("b0")
+    assert Counter(name[0] for name in begun[first : first + 6]) == {"a": 3, "b": 3}
+
+
+def test_what_the_cache_saves_is_given_back():
+    world = World(limits(num_blocks=65, max_num_seqs=1))
+    shared = list(range(16))
+    world.submit(replace(request("warm", shared, max_tokens=1), client="a"))
+    world.drain()
+    turns = world.scheduler.roster.turns
+    before = turns.clients["a"].served
+    world.submit(replace(request("again", [*shared, 99], max_tokens=1), client="a"))
+    world.plan()
+    assert turns.clients["a"].served - before == pytest.approx(17 - 0.9 * 16)
+
+
+def test_a_request_that_ends_in_line_leaves_nothing():
+    world = World(limits(max_num_seqs=1))
+    for number in range(3):
+        world.submit(ask("a", number))
+        world.submit(ask("b", number, n=1))
+    world.plan()
+    world.cancel("a2")
+    world.cancel("b0")
+    world.land()
+    world.drain()
+    assert not world.scheduler.roster.turns.num_sequences
+    assert world.scheduler.roster.turns.best_priority is None
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_gap_between_two_backlogged_clients_is_bounded(seed):
+    """Theorem 4.4 of the paper: at most 2 max(w_in longest input, w_out tokens that fit the batch)."""
+    rng = random.Random(seed)
+    world = World(limits(num_blocks=33, max_num_seqs=rng.choice([1, 2, 4])))
+    shapes = {
+        "a": (rng.randrange(1, 12), rng.randrange(1, 9)),
+        "b": (rng.randrange(1, 12), rng.randrange(1, 9)),
+    }
+    served: dict[str, float] = defaultdict(float)
+    begun: set[str] = set()
+    submitted: Counter[str] = Counter()
+    bound = 2 * max(1.0 * 12, 2.0 * 32 * world.limits.block_tokens)
+    per_request = 12 + 2 * 9
+    tight = 2 * world.limits.max_num_seqs * per_request + per_request
+    for _ in range(300):
+        for client, (prompt, output) in shapes.items():
+            while submitted[client] - len({name for name in begun if name[0] == client}) < 5:
+                world.submit(ask(client, submitted[client], prompt=prompt, max_tokens=output))
+                submitted[client] += 1
+        step = world.plan()
+        for piece in step.slices:
+            name = world.scheduler.sequences[piece.seq_id].request.request_id
+            if name not in begun:
+                begun.add(name)
+                served[name[0]] += shapes[name[0]][0]
+        for event in world.land():
+            if isinstance(event, Token):
+                served[event.request_id[0]] += 2
+        assert abs(served["a"] - served["b"]) <= min(bound, tight)
+    assert min(served.values()) > 10 * per_request
