@@ -21,18 +21,21 @@ NULL_BLOCK = 0
 class BlockPool:
     """Reference counts over block ids 1 .. num_blocks - 1.
 
+    order     of eviction; None means the least recently used first
     on_evict  called with a published block just before it is handed out for something else; the block is
               no longer published then
 
     Not safe for use by several threads.
     """
 
-    def __init__(self, num_blocks: int, on_evict: Callable[[int], None]) -> None:
+    def __init__(
+        self, num_blocks: int, on_evict: Callable[[int], None], order: EvictionOrder | None = None
+    ) -> None:
         self.num_blocks = num_blocks
         self.references = [0] * num_blocks
         self.generations = [0] * num_blocks
         self.scratch = list(range(num_blocks - 1, 0, -1))
-        self.idle: EvictionOrder = LeastRecent()
+        self.idle: EvictionOrder = LeastRecent() if order is None else order
         self.deferred: OrderedDict[int, int] = OrderedDict()
         self.copying: dict[int, int] = {}
         self._anchors: dict[int, int] = {}

@@ -14,7 +14,8 @@ from collections import OrderedDict
 from dataclasses import dataclass
 
 from octavo.core.blocks import NULL_BLOCK, BlockPool
-from octavo.core.keys import block_key, seed_key
+from octavo.core.evict import FairShare
+from octavo.core.keys import PUBLIC, Lineage, seed_key
 from octavo.core.prefix import Node, PrefixTree
 from octavo.core.sequence import CacheReport, Sequence
 
@@ -82,7 +83,9 @@ class PrefixCache:
         max_pinned_blocks: int,
         fingerprint: bytes,
     ) -> None:
-        self.pool = BlockPool(num_blocks, self._evicted)
+        self._public_seed = seed_key(fingerprint, PUBLIC)
+        order = FairShare(self._realm_of, num_blocks, shared=self._public_seed)
+        self.pool = BlockPool(num_blocks, self._evicted, order)
         self.tree: PrefixTree[int] = PrefixTree()
         self.counters = Counters()
         self.step_number = 0
@@ -102,17 +105,21 @@ class PrefixCache:
     def has_window(self) -> bool:
         return self._window_tokens is not None
 
-    def seed(self, namespace: bytes) -> bytes:
-        return seed_key(self._fingerprint, namespace)
+    def lineage(self, namespace: bytes, num_public_tokens: int = 0) -> Lineage:
+        """Who may find the blocks of a prompt: everybody those that lie in its first `num_public_tokens`."""
+        seed = seed_key(self._fingerprint, namespace)
+        return Lineage(seed, self._public_seed, num_public_tokens // self._block_tokens)
 
     def extend_keys(
-        self, seed: bytes, tokens: list[int] | tuple[int, ...], keys: list[bytes], count: int
+        self, lineage: Lineage, tokens: list[int] | tuple[int, ...], keys: list[bytes], count: int
     ) -> None:
         """Append to `keys` until it holds the keys of the first `count` full blocks of `tokens`."""
         size = self._block_tokens
         for index in range(len(keys), count):
-            parent = keys[-1] if keys else seed
-            keys.append(block_key(parent, tokens[index * size : (index + 1) * size]))
+            keys.append(lineage.key(index, keys, tokens[index * size : (index + 1) * size]))
+
+    def _realm_of(self, block: int) -> bytes:
+        return self.node_of[block].realm
 
     def lookup(self, sequence: Sequence) -> Hit:
         """The most that `sequence` can reuse now. Changes nothing but the sequence's own keys."""
@@ -124,14 +131,16 @@ class PrefixCache:
             return Hit((), None, None, CacheReport(0, 0, WANTS_EMBEDDING))
         size = self._block_tokens
         limit = len(sequence.tokens) - 1
-        self.extend_keys(sequence.seed, sequence.tokens, sequence.keys, len(sequence.tokens) // size)
-        path = self._walk(sequence.seed, sequence.tokens, sequence.keys, limit // size)
+        self.extend_keys(sequence.lineage, sequence.tokens, sequence.keys, len(sequence.tokens) // size)
+        path = self._walk(sequence.lineage, sequence.tokens, sequence.keys, limit // size)
         count = self._usable(path)
-        node = path[count - 1] if count else self.tree.root(sequence.seed)
+        node = path[count - 1] if count else self.tree.root(sequence.lineage.realm(0))
         partial = None
         if node is not None:
             near = self.tree.nearest_child(
-                node, sequence.tokens[count * size : min(limit, (count + 1) * size)]
+                node,
+                sequence.tokens[count * size : min(limit, (count + 1) * size)],
+                sequence.lineage.realm(count),
             )
             if near is not None and near[0].payload is not None:
                 partial = (near[0].payload, near[1])
@@ -141,10 +150,10 @@ class PrefixCache:
         return Hit(blocks, node if count else None, partial, CacheReport(count, num_partial, why))
 
     def _walk(
-        self, seed: bytes, tokens: list[int] | tuple[int, ...], keys: list[bytes], max_blocks: int
+        self, lineage: Lineage, tokens: list[int] | tuple[int, ...], keys: list[bytes], max_blocks: int
     ) -> list[Node[int]]:
         size = self._block_tokens
-        node = self.tree.root(seed)
+        node = self.tree.root(lineage.realm(0))
         path: list[Node[int]] = []
         while node is not None and len(path) < max_blocks:
             index = len(path)
@@ -198,13 +207,15 @@ class PrefixCache:
         count = sequence.num_computed // size
         if not self.enabled or count <= sequence.num_published:
             return
-        self.extend_keys(sequence.seed, sequence.tokens, sequence.keys, count)
+        self.extend_keys(sequence.lineage, sequence.tokens, sequence.keys, count)
         node = sequence.node
         if node is None or not node.is_linked:
-            node = self.tree.open_root(sequence.seed)
+            node = self.tree.open_root(sequence.lineage.realm(0))
         for index in range(node.depth, count):
             key, tokens = sequence.keys[index], tuple(sequence.tokens[index * size : (index + 1) * size])
-            child = self.tree.child(node, key, tokens) or self.tree.add(node, key, tokens, None)
+            child = self.tree.child(node, key, tokens) or self.tree.add(
+                node, key, tokens, None, sequence.lineage.realm(index)
+            )
             if child is None:
                 break
             block = sequence.table[index]
@@ -262,7 +273,7 @@ class PrefixCache:
         if not self.enabled:
             return
         first, last = sequence.num_published, len(sequence.tokens) // self._block_tokens
-        self.extend_keys(sequence.seed, sequence.tokens, sequence.keys, last)
+        self.extend_keys(sequence.lineage, sequence.tokens, sequence.keys, last)
         for key in sequence.keys[first:last]:
             self.computing.setdefault(key, []).append(sequence.request.priority)
         sequence.computing = (first, last)
@@ -291,11 +302,11 @@ class PrefixCache:
         self.unpin(tokens, namespace)
         if not self.enabled:
             return 0
-        seed, keys = self.seed(namespace), list[bytes]()
+        lineage, keys = self.lineage(namespace), list[bytes]()
         count = len(tokens) // self._block_tokens
-        self.extend_keys(seed, tokens, keys, count)
+        self.extend_keys(lineage, tokens, keys, count)
         kept: list[int] = []
-        for node in self._walk(seed, tokens, keys, count):
+        for node in self._walk(lineage, tokens, keys, count):
             block = node.payload
             if block is None:
                 continue

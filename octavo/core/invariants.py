@@ -25,7 +25,7 @@ from itertools import pairwise
 
 from octavo.core.blocks import NULL_BLOCK, BlockPool
 from octavo.core.cache import PrefixCache
-from octavo.core.keys import block_key
+from octavo.core.keys import block_key, border_key
 from octavo.core.roster import Roster
 from octavo.core.sequence import State
 from octavo.core.step import Step
@@ -117,7 +117,8 @@ def _check_tree(cache: PrefixCache, block_tokens: int) -> None:
             _require(bool(children), "I5: a root without children was kept")
             continue
         _require(len(node.tokens) == block_tokens, f"I9: a published block holds {len(node.tokens)} tokens")
-        _require(node.key == block_key(parent.key, node.tokens), "I9: a key does not name its tokens")
+        origin = parent.key if node.realm == parent.realm else border_key(parent.key, node.realm)
+        _require(node.key == block_key(origin, node.tokens), "I9: a key does not name its tokens")
         _require(parent.is_linked and node in parent.branches[node.tokens[0]], "I5: a node hangs loose")
         block = node.payload
         if block is None:
@@ -169,6 +170,10 @@ def _check_tables(roster: Roster, cache: PrefixCache, block_tokens: int) -> None
             _require(
                 node.key == sequence.keys[index],
                 f"I13: {name} block {index} is from another prefix or namespace",
+            )
+            _require(
+                node.realm == sequence.lineage.realm(index),
+                f"I13: {name} block {index} may not be found by it",
             )
 
 

@@ -4,6 +4,10 @@
     key_0 = H("kvb1" | seed      | u32 n | n tokens as little-endian u32 | TLV(extras))
     key_i = H("kvb1" | key_{i-1} | u32 n | n tokens as little-endian u32 | TLV(extras))
 
+Where a chain leaves a prefix that everybody shares for blocks of its own, the parent is
+
+    border = H("kvr1" | key of the shared prefix | seed of its own)
+
 TLV is a type byte, a little-endian u32 length and the bytes, so no field can imitate another. A key names the
 whole prefix that ends with its block, the weights and layout that computed it, and who may see it.
 """
@@ -14,8 +18,11 @@ import enum
 import hashlib
 import struct
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 MAX_TOKEN = 2**32 - 1
+PUBLIC = b"public"
+"""The namespace of prefixes that everybody shares."""
 
 
 class Extra(enum.IntEnum):
@@ -43,6 +50,35 @@ def block_key(parent: bytes, tokens: Sequence[int], extras: Iterable[tuple[Extra
     body = struct.pack(f"<I{len(tokens)}I", len(tokens), *tokens)
     tail = b"".join(_typed(kind, value) for kind, value in sorted(extras))
     return hashlib.sha256(b"kvb1" + parent + body + tail).digest()
+
+
+@dataclass(frozen=True, slots=True)
+class Lineage:
+    """Who may find the blocks of one chain: everybody the first `num_public`, holders of its namespace the others.
+
+    seed         key of its own namespace, `public_seed` that of everybody's
+    num_public   leading blocks that are everybody's
+    """
+
+    seed: bytes
+    public_seed: bytes
+    num_public: int = 0
+
+    def realm(self, index: int) -> bytes:
+        """The seed of those who may find block `index`."""
+        return self.public_seed if index < self.num_public else self.seed
+
+    def key(self, index: int, keys: Sequence[bytes], tokens: Sequence[int]) -> bytes:
+        """Key of block `index` with these tokens, after blocks with these keys."""
+        parent = keys[index - 1] if index else self.realm(0)
+        if index and index == self.num_public:
+            parent = border_key(parent, self.seed)
+        return block_key(parent, tokens)
+
+
+def border_key(parent: bytes, seed: bytes) -> bytes:
+    """What stands for the prefix named `parent` to those who alone may find what follows it."""
+    return hashlib.sha256(b"kvr1" + parent + seed).digest()
 
 
 def _typed(kind: int, value: bytes) -> bytes:

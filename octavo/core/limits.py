@@ -92,6 +92,11 @@ def check_request(limits: Limits, request: Request) -> tuple[int, int]:
     holds something else than token ids, or when it asks for more sequences than there are seats.
     """
     _check_tokens(request.prompt)
+    if not 0 <= request.num_public_tokens <= len(request.prompt):
+        raise RequestError(
+            f"num_public_tokens is {request.num_public_tokens} and the prompt has {len(request.prompt)}",
+            param="num_public_tokens",
+        )
     params = request.params
     width = params.num_choices if params.beam_width is None else params.beam_width
     if width > limits.max_num_seqs:

@@ -18,12 +18,28 @@ Payload = TypeVar("Payload")
 
 
 class Node(Generic[Payload]):
-    """One block of tokens in its place. `tokens` is empty for a root only; `payload` None makes it a hole."""
+    """One block of tokens in its place. `tokens` is empty for a root only; `payload` None makes it a hole.
 
-    __slots__ = ("branches", "depth", "is_linked", "key", "num_children", "parent", "payload", "tokens")
+    realm  the seed of those who may find it: the root's, or another one from some depth on
+    """
 
-    def __init__(self, key: bytes, tokens: tuple[int, ...], parent: Node[Payload] | None) -> None:
+    __slots__ = (
+        "branches",
+        "depth",
+        "is_linked",
+        "key",
+        "num_children",
+        "parent",
+        "payload",
+        "realm",
+        "tokens",
+    )
+
+    def __init__(
+        self, key: bytes, tokens: tuple[int, ...], parent: Node[Payload] | None, realm: bytes
+    ) -> None:
         self.key = key
+        self.realm = realm
         self.tokens = tokens
         self.parent = parent
         self.depth: int = 0 if parent is None else parent.depth + 1
@@ -57,7 +73,7 @@ class PrefixTree(Generic[Payload]):
         """The root of that seed, made now if there is none."""
         root = self._nodes.get(seed)
         if root is None:
-            root = self._nodes[seed] = Node(seed, (), None)
+            root = self._nodes[seed] = Node(seed, (), None, seed)
         return root
 
     def child(self, parent: Node[Payload], key: bytes, tokens: Sequence[int]) -> Node[Payload] | None:
@@ -68,12 +84,20 @@ class PrefixTree(Generic[Payload]):
         return node
 
     def add(
-        self, parent: Node[Payload], key: bytes, tokens: Sequence[int], payload: Payload | None
+        self,
+        parent: Node[Payload],
+        key: bytes,
+        tokens: Sequence[int],
+        payload: Payload | None,
+        realm: bytes | None = None,
     ) -> Node[Payload] | None:
-        """Add a child that is not there yet. None when a different prefix has taken the same key."""
+        """Add a child that is not there yet. None when a different prefix has taken the same key.
+
+        realm  its own and its descendants'; None means the parent's
+        """
         if key in self._nodes:
             return None
-        node = Node(key, tuple(tokens), parent)
+        node = Node(key, tuple(tokens), parent, realm or parent.realm)
         node.payload = payload
         self._nodes[key] = node
         parent.branches.setdefault(node.tokens[0], []).append(node)
@@ -102,8 +126,10 @@ class PrefixTree(Generic[Payload]):
                 parent.num_children -= 1
             current = parent
 
-    def nearest_child(self, parent: Node[Payload], tokens: Sequence[int]) -> tuple[Node[Payload], int] | None:
-        """The child with a payload that shares most leading tokens with `tokens`, and how many (at least 1).
+    def nearest_child(
+        self, parent: Node[Payload], tokens: Sequence[int], realm: bytes
+    ) -> tuple[Node[Payload], int] | None:
+        """The child in that realm, with a payload, that shares most leading tokens, and how many (at least 1).
 
         The oldest wins a tie.
         """
@@ -112,7 +138,7 @@ class PrefixTree(Generic[Payload]):
         best: Node[Payload] | None = None
         longest = 0
         for node in parent.branches.get(tokens[0], ()):
-            if node.payload is None:
+            if node.payload is None or node.realm != realm:
                 continue
             length = num_shared(node.tokens, tokens)
             if length > longest:

@@ -11,7 +11,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from octavo.core.keys import block_key, seed_key
+from octavo.core.keys import PUBLIC, Lineage, seed_key
 from octavo.core.prefix import Node, PrefixTree
 
 BLOCK_TOKENS = 64
@@ -75,10 +75,17 @@ class Router:
         """Blocks remembered."""
         return len(self._recent)
 
-    def choose(self, tokens: Sequence[int], namespace: bytes, loads: Iterable[Load]) -> Route:
-        """The replica for a prompt, one of `loads`, which must not be empty. Ties go to the first."""
-        keys = self._keys(tokens, namespace)
-        matched = self._matched(tokens, namespace, keys)
+    def choose(
+        self, tokens: Sequence[int], namespace: bytes, loads: Iterable[Load], num_public_tokens: int = 0
+    ) -> Route:
+        """The replica for a prompt, one of `loads`, which must not be empty. Ties go to the first.
+
+        num_public_tokens  of the prompt's beginning, which all namespaces share
+        """
+        own, public = seed_key(b"", namespace), seed_key(b"", PUBLIC)
+        lineage = Lineage(own, public, num_public_tokens // BLOCK_TOKENS)
+        keys = self._keys(tokens, lineage)
+        matched = self._matched(tokens, lineage.realm(0), keys)
         best: Load | None = None
         cheapest = 0.0
         for load in loads:
@@ -88,7 +95,7 @@ class Router:
         if best is None:
             raise ValueError("there is no replica to choose from")
         num_matched = matched.get(best.replica, 0)
-        self._note(tokens, namespace, keys, best.replica)
+        self._note(tokens, lineage.realm(0), keys, best.replica)
         because = f"{num_matched} of {len(tokens)} prompt tokens were sent there before" if num_matched else (
             f"{best.num_running} requests run there and {best.pending_tokens} prompt tokens wait"
         )  # fmt: skip
@@ -104,18 +111,17 @@ class Router:
                     del self._recent[key]
                     self._tree.clear(node)
 
-    def _keys(self, tokens: Sequence[int], namespace: bytes) -> list[bytes]:
+    def _keys(self, tokens: Sequence[int], lineage: Lineage) -> list[bytes]:
         keys: list[bytes] = []
-        parent = seed_key(b"", namespace)
-        for start in range(0, len(tokens) - BLOCK_TOKENS + 1, BLOCK_TOKENS):
-            parent = block_key(parent, tokens[start : start + BLOCK_TOKENS])
-            keys.append(parent)
+        for index in range(len(tokens) // BLOCK_TOKENS):
+            block = tokens[index * BLOCK_TOKENS : (index + 1) * BLOCK_TOKENS]
+            keys.append(lineage.key(index, keys, block))
         return keys
 
-    def _matched(self, tokens: Sequence[int], namespace: bytes, keys: Sequence[bytes]) -> dict[int, int]:
+    def _matched(self, tokens: Sequence[int], seed: bytes, keys: Sequence[bytes]) -> dict[int, int]:
         """Replica to the prompt tokens it was sent before, as far as they reach without a gap."""
         matched: dict[int, int] = {}
-        node = self._tree.root(seed_key(b"", namespace))
+        node = self._tree.root(seed)
         still = -1
         for index, key in enumerate(keys):
             if node is None or not still:
@@ -128,10 +134,10 @@ class Router:
                 matched[replica] = (index + 1) * BLOCK_TOKENS
         return matched
 
-    def _note(self, tokens: Sequence[int], namespace: bytes, keys: Sequence[bytes], replica: int) -> None:
+    def _note(self, tokens: Sequence[int], seed: bytes, keys: Sequence[bytes], replica: int) -> None:
         if not keys:
             return
-        node = self._tree.open_root(seed_key(b"", namespace))
+        node = self._tree.open_root(seed)
         path: list[Node[int]] = []
         for index, key in enumerate(keys):
             block = tokens[index * BLOCK_TOKENS : (index + 1) * BLOCK_TOKENS]

@@ -104,7 +104,7 @@ class Scheduler:
             )
         width, total = check_request(self.limits, request)
         group = self.roster.enter(request, width)
-        seed = self.cache.seed(request.namespace)
+        lineage = self.cache.lineage(request.namespace, request.num_public_tokens)
         num_draws = 0 if request.params.embed else 1 if group.is_beam or request.begun else width
         if request.begun:
             self.roster.branched(group)
@@ -118,7 +118,7 @@ class Scheduler:
                     None,
                     total,
                     [*request.prompt, *begun.tokens],
-                    seed,
+                    lineage,
                     num_draws=num_draws,
                     is_beam=group.is_beam,
                 ),
@@ -273,7 +273,7 @@ class Scheduler:
                 parent.turn,
                 parent.max_total_tokens,
                 list(parent.tokens),
-                parent.seed,
+                parent.lineage,
                 is_beam=parent.is_beam,
                 num_cached_tokens=parent.num_cached_tokens,
                 cache_report=parent.cache_report,

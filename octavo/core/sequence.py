@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from octavo.core.keys import Lineage
 from octavo.core.prefix import Node
 from octavo.errors import RequestError
 
@@ -254,6 +255,7 @@ class Request:
     namespace      who may share cached blocks with this request; equal bytes share
     end_token_ids  the model's end tokens; end the output unless `params.ignore_eos`
     begun          the choices to go on with, in place of all choices from their beginning; empty begins
+    num_public_tokens  leading prompt tokens whose full blocks everybody may share
     client         whose it is; clients that wait take turns, the least served first (`fair.py`)
     cost_weight    what one token of it counts in the client's service: 0.5 counts half
     """
@@ -265,6 +267,7 @@ class Request:
     namespace: bytes = b""
     end_token_ids: frozenset[int] = frozenset()
     begun: tuple[Begun, ...] = ()
+    num_public_tokens: int = 0
     client: str = ""
     cost_weight: float = 1.0
 
@@ -333,7 +336,7 @@ class Sequence:
     turn: int | None
     max_total_tokens: int
     tokens: list[int]
-    seed: bytes
+    lineage: Lineage
     num_draws: int = 1
     is_beam: bool = False
     state: State = State.WAITING

@@ -73,6 +73,7 @@ class RandomDriver:
             priority=rng.randrange(self.num_priorities),
             namespace=rng.choice(self.namespaces),
             end_token_ids=frozenset({5}),
+            num_public_tokens=rng.choice([0, 0, rng.randrange(len(stem) + 1)]),
             client=rng.choice(["", "", "a", "b"]),
         )
         return replace(made, begun=self._begun(made)) if rng.random() < 0.2 else made

@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+from octavo.core.evict import LeastRecent
 from octavo.core.sequence import State
 from octavo.errors import Bug
 from tests.core.requests import request
@@ -54,7 +55,10 @@ def key_on_scratch(world):
 
 
 def idle_without_key(world):
-    world.pool.idle.add(world.pool.scratch.pop())
+    listed = LeastRecent()
+    for block in [*world.pool.idle, world.pool.scratch.pop()]:
+        listed.add(block)
+    world.pool.idle = listed
 
 
 def prefix_before_its_end(world):

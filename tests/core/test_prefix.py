@@ -77,7 +77,7 @@ def test_nearest_child_shares_most_leading_tokens_has_a_payload_and_the_oldest_w
     assert root is not None
 
     def nearest(*tokens):
-        found = tree.nearest_child(root, tokens)
+        found = tree.nearest_child(root, tokens, root.realm)
         return None if found is None else (found[0].payload, found[1])
 
     assert nearest(5, 6, 7, 8) == ("two", 3)
@@ -143,7 +143,7 @@ class TreeMachine(RuleBasedStateMachine):
         node = self._node(seed, blocks)
         if node is None:
             return
-        found = self.tree.nearest_child(node, tokens)
+        found = self.tree.nearest_child(node, tokens, node.realm)
         place = (seed, *blocks)
         shared = [num_shared(k[-1], tokens) for k in self.reference if k[:-1] == place]
         longest = max(shared, default=0)

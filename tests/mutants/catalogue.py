@@ -83,9 +83,9 @@ MUTANTS = [
     Mutant(
         "keys are not chained",
         "7",
-        "cache.py",
-        "parent = keys[-1] if keys else seed",
-        "parent = seed",
+        "keys.py",
+        "parent = keys[index - 1] if index else self.realm(0)",
+        "parent = self.realm(0)",
     ),
     Mutant(
         "a key is trusted without comparing tokens",
@@ -510,5 +510,33 @@ MUTANTS = [
         "fair.py",
         "(client.served, client.lines[priority][0].arrival)",
         "client.lines[priority][0].arrival",
+    ),
+    Mutant(
+        "what follows a public prefix is public too",
+        "tenants",
+        "keys.py",
+        "        if index and index == self.num_public:\n            parent = border_key(parent, self.seed)\n",
+        "",
+    ),
+    Mutant(
+        "a part of a block is copied from another tenant",
+        "tenants",
+        "prefix.py",
+        "if node.payload is None or node.realm != realm:",
+        "if node.payload is None:",
+    ),
+    Mutant(
+        "a flood evicts everybody's blocks",
+        "tenants",
+        "evict.py",
+        "is_kept = realm != self._shared and",
+        "is_kept = not realm and realm != self._shared and",
+    ),
+    Mutant(
+        "a public prefix goes before what builds on it",
+        "tenants",
+        "evict.py",
+        "        if realm != self._shared:\n            own = self._own.setdefault(realm, OrderedDict())",
+        "        if realm is not None:\n            own = self._own.setdefault(realm, OrderedDict())",
     ),
 ]

@@ -208,12 +208,18 @@ class Shadow:
 
     def _compute(self, piece: Slice, table: list[int], worker: Worker) -> None:
         assert piece.end <= len(worker.tokens), "a token is computed before it is known"
-        space, hashes, P = int.from_bytes(worker.request.namespace, "little"), worker.hashes, self.P
+        hashes, P = worker.hashes, self.P
+        own = int.from_bytes(worker.request.namespace, "little")
+        end_of_public = worker.request.num_public_tokens // P * P
+
+        def wanted(position: int) -> int:
+            return hash(("everybody's" if position < end_of_public else own, hashes[position]))
+
         for position in range(piece.start, piece.end):
-            self.slots[table[position // P]][position % P] = hash((space, hashes[position]))
+            self.slots[table[position // P]][position % P] = wanted(position)
         for position in range(self._first_visible(piece.start), piece.end):
             tag = self.slots[table[position // P]][position % P]
-            assert tag == hash((space, hashes[position])), (
+            assert tag == wanted(position), (
                 f"I18: sequence {piece.seq_id} reads position {position} and finds "
                 f"{'poison' if tag is POISON else 'another prefix'}"
             )
