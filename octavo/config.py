@@ -143,6 +143,9 @@ class ServerConfig:
     api_key: tuple[str, ...] = _knob(
         (), "keys that may call, comma separated; none lets everybody", text="list", secret=True
     )
+    keys: str | None = _knob(
+        None, "TOML file of tenants, digests of their keys and their limits", none="none"
+    )
     engines: int = _knob(1, "engine processes on this machine, each with the whole model", text="count")
     routing: str = _knob(
         "prefix", "which engine takes a request: prefix (by cached beginning) or least_loaded"
@@ -195,6 +198,8 @@ class ServerConfig:
             not isinstance(k, str) or len(k) < 8 for k in self.api_key
         ):
             raise ConfigError("api_key must hold keys of at least 8 characters each (values are not shown)")
+        if self.keys is not None:
+            _text("keys", self.keys)
         if self.served_model_name is not None:
             _text("served_model_name", self.served_model_name)
         _whole("engines", self.engines, 1, 256)

@@ -32,7 +32,8 @@ class StreamOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 class Generation(Structured, frozen=True, kw_only=True):
     """Fields of both request types. None means "not given": clients send null for what they leave out.
 
-    After `cache_salt` come extensions of other servers' making; they mean what they mean in `SamplingParams`.
+    deadline_ms  from the request's arrival to the end of its answer
+    After those come extensions of other servers' making; they mean what they mean in `SamplingParams`.
     """
 
     model: str | None = None
@@ -48,6 +49,7 @@ class Generation(Structured, frozen=True, kw_only=True):
     frequency_penalty: float | None = None
     logit_bias: dict[str, float] | None = None
     cache_salt: str | None = None
+    deadline_ms: int | None = None
     top_k: int | None = None
     min_p: float | None = None
     repetition_penalty: float | None = None

@@ -15,7 +15,8 @@ MAX_INPUTS = 2048
 class EmbeddingRequest(msgspec.Struct, frozen=True, kw_only=True):
     """input: a text, a list of texts, a list of token ids, or a list of those.
 
-    dimensions  keep the first numbers of each vector and bring it back to length 1
+    dimensions   keep the first numbers of each vector and bring it back to length 1
+    deadline_ms  from the request's arrival to the end of its answer
     """
 
     input: str | list[str | int | list[int]]
@@ -24,6 +25,7 @@ class EmbeddingRequest(msgspec.Struct, frozen=True, kw_only=True):
     dimensions: int | None = None
     user: str | None = None
     priority: int | None = None
+    deadline_ms: int | None = None
 
     def prompts(self) -> list[Prompt]:
         """One text or one list of token ids per input, from any of the four forms. Raises RequestError."""

@@ -39,6 +39,7 @@ ROWS: Mapping[str, Row] = {
     "schema_too_complex": Row(400, INVALID),
     "invalid_api_key": Row(401, INVALID),
     "cross_origin": Row(403, INVALID),
+    "permission_denied": Row(403, INVALID),
     "model_not_found": Row(404, INVALID),
     "not_found": Row(404, INVALID),
     "method_not_allowed": Row(405, INVALID),
@@ -50,6 +51,7 @@ ROWS: Mapping[str, Row] = {
     "unsupported_media_type": Row(415, INVALID),
     "overloaded": Row(429, "overloaded_error"),
     "rate_limit_exceeded": Row(429, "rate_limit_error"),
+    "insufficient_quota": Row(429, "insufficient_quota", retry=False),
     "model_loading": Row(503, "server_error"),
     "no_ready_replica": Row(503, "server_error"),
     "shutting_down": Row(503, "server_error"),
@@ -59,6 +61,8 @@ ROWS: Mapping[str, Row] = {
     "storage_full": Row(507, "server_error", retry=False),
     "engine_error": Row(500, "server_error", retry=False),
     "request_quarantined": Row(500, "server_error", retry=False),
+    "deadline_unattainable": Row(504, "timeout_error", retry=False),
+    "deadline_exceeded": Row(504, "timeout_error", retry=False),
     "internal_error": Row(500, "server_error", retry=False),
 }
 UNKNOWN = ROWS["internal_error"]

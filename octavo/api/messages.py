@@ -103,6 +103,7 @@ class MessagesRequest(Conversation, frozen=True, kw_only=True):
     top_p: float | None = None
     top_k: int | None = None
     service_tier: Literal["auto", "standard_only"] | None = None
+    deadline_ms: int | None = None
 
     def params(self) -> SamplingParams:
         """Raises RequestError with the field's name as `param`."""

@@ -152,6 +152,7 @@ class ResponsesRequest(InputTokensRequest, frozen=True, kw_only=True):
     max_tool_calls: int | None = None
     service_tier: str | None = None
     user: str | None = None
+    deadline_ms: int | None = None
 
     @property
     def wants_logprobs(self) -> bool:

@@ -25,6 +25,7 @@ COMMANDS = {
     "plan": "arithmetic before a model is loaded: memory",
     "models": "models that are here",
     "doctor": "what this machine has, what was chosen and why, with fixes",
+    "keys": "make keys for a server's tenants, check the file of them",
     "config": "resolved settings and where they came from",
 }
 

@@ -34,9 +34,11 @@ def run(args: argparse.Namespace) -> int:
 
     found = settings.read(args)
     check_early(found.engine.model.model)
-    if found.server.host not in ("127.0.0.1", "localhost", "::1") and not found.server.api_key:
+    if found.server.host not in ("127.0.0.1", "localhost", "::1") and not (
+        found.server.api_key or found.server.keys
+    ):
         print(
-            f"octavo: anybody who can reach {found.server.host} may use this server; set --api-key to change that",
+            f"octavo: anybody who can reach {found.server.host} may use this server; set --keys or --api-key to change that",
             file=sys.stderr,
         )
 

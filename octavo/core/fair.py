@@ -61,7 +61,7 @@ class Turns:
     @property
     def gap(self) -> float:
         """Between the most and the least served client of those that wait, in weighted tokens."""
-        served = [client.served for client in self._in_line.values()]
+        served = [client.served for client in list(self._in_line.values())]
         return max(served) - min(served) if served else 0.0
 
     def add(self, group: Group) -> None:

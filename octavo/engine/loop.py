@@ -60,6 +60,7 @@ class Counts:
     pinned_kv_blocks: int
     steps: StepTimes
     totals: Counters
+    fairness_gap: float
 
 
 class Engine:
@@ -124,6 +125,7 @@ class Engine:
             pinned_kv_blocks=len(scheduler.cache.pinned),
             steps=self._step_times,
             totals=scheduler.counters,
+            fairness_gap=scheduler.roster.turns.gap,
         )
 
     def grammar(self, params: SamplingParams) -> Compiled | None:
@@ -143,6 +145,9 @@ class Engine:
         prompt_text: str | None = None,
         priority: int = 0,
         namespace: bytes = b"",
+        num_public_tokens: int = 0,
+        client: str = "",
+        cost_weight: float = 1.0,
         arrival_s: float | None = None,
         seed: int | None = None,
         progress: Sequence[Progress] = (),
@@ -152,6 +157,7 @@ class Engine:
         grammar   that of `params`, where it has been compiled already; compiled here otherwise
         seed      keys its draws where `params` brings none; None has one chosen
         progress  choices another engine has begun; see `octavo.engine.resume`
+        priority, namespace, num_public_tokens, client, cost_weight  as in `octavo.core.sequence.Request`
         Returns what the caller lacks of choices that turn out to have ended, usually nothing.
         """
         self._raise_failure()
@@ -171,6 +177,9 @@ class Engine:
             params=params,
             priority=priority,
             namespace=namespace,
+            num_public_tokens=num_public_tokens,
+            client=client,
+            cost_weight=cost_weight,
             end_token_ids=self.tokenizer.end_ids,
         )
         tracked = Tracked(

@@ -30,8 +30,28 @@ from octavo.link.channel import Channel, connect
 from octavo.link.wire import LinkClosed, LinkError
 
 STATS_PERIOD_S = 1.0
-DRAIN_WINDOW_S = 30.0
+DRAIN_PULSES = 30
 EXIT_LOAD, EXIT_BROKEN = 3, 4
+
+
+class DrainRate:
+    """How fast requests end when there are any: over the last half minute, idle seconds left out.
+
+    num_ended  so far; counted by whoever ends them
+    """
+
+    def __init__(self) -> None:
+        self.num_ended = 0
+        self._num_told = 0
+        self._recent: deque[tuple[int, bool]] = deque(maxlen=DRAIN_PULSES)
+
+    def per_s(self, *, is_busy: bool) -> float:
+        """Requests per second. To be asked once per `STATS_PERIOD_S`."""
+        num_ended = self.num_ended
+        since, self._num_told = num_ended - self._num_told, num_ended
+        self._recent.append((since, is_busy or since > 0))
+        busy_s = STATS_PERIOD_S * sum(was_busy for _, was_busy in self._recent)
+        return sum(ended for ended, _ in self._recent) / busy_s if busy_s else 0.0
 
 
 class EngineProcess:
@@ -41,7 +61,7 @@ class EngineProcess:
         self._channel = channel
         self._loop = asyncio.get_running_loop()
         self._num_top: dict[str, int] = {}
-        self._ended_at_s: deque[float] = deque(maxlen=4096)
+        self._drain = DrainRate()
         self._over: asyncio.Future[int] = self._loop.create_future()
         self._is_draining = False
 
@@ -122,6 +142,9 @@ class EngineProcess:
                 grammar=grammar,
                 priority=frame.priority,
                 namespace=frame.namespace,
+                num_public_tokens=frame.num_public_tokens,
+                client=frame.client,
+                cost_weight=frame.cost_weight,
                 arrival_s=frame.arrival_s or None,
                 seed=frame.seed,
                 progress=frame.progress,
@@ -163,7 +186,7 @@ class EngineProcess:
                 case RequestEnded():
                     del self._num_top[update.request_id]
                     sent.extend(_ended(update, num_top))
-                    self._ended_at_s.append(time.monotonic())
+                    self._drain.num_ended += 1
         self._loop.call_soon_threadsafe(self._post, *sent)
         self._note_if_drained()
 
@@ -175,7 +198,6 @@ class EngineProcess:
         while True:
             await asyncio.sleep(STATS_PERIOD_S)
             now_s = time.monotonic()
-            recent = [at_s for at_s in self._ended_at_s if at_s > now_s - DRAIN_WINDOW_S]
             counts = self._built.engine.counts()
             self._post(
                 frames.Stats(
@@ -184,7 +206,7 @@ class EngineProcess:
                     num_waiting=counts.num_waiting,
                     used_kv_blocks=counts.used_kv_blocks,
                     num_kv_blocks=counts.num_kv_blocks,
-                    drained_per_s=len(recent) / DRAIN_WINDOW_S,
+                    drained_per_s=self._drain.per_s(is_busy=self._built.engine.is_busy),
                     longest_step_s=counts.steps.longest_s,
                     step_age_s=now_s - counts.steps.ended_s,
                     step_counts=tuple(counts.steps.counts),
@@ -197,6 +219,7 @@ class EngineProcess:
                     evictions=counts.totals.evictions,
                     preemptions=counts.totals.preemptions,
                     computed_tokens=counts.totals.computed_tokens,
+                    fairness_gap=counts.fairness_gap,
                 )
             )
             if self._is_draining:

@@ -26,7 +26,7 @@ import msgspec
 from octavo.config import EngineConfig
 from octavo.core.sequence import SamplingParams
 
-PROTOCOL = 2
+PROTOCOL = 3
 """Raised when a frame changes its meaning. Two processes that differ in it part at once."""
 
 
@@ -151,12 +151,14 @@ class Progress(Frame, frozen=True, array_like=True, tag=False, omit_defaults=Fal
 class Submit(Frame, frozen=True):
     """Run this prompt.
 
-    request_id  chosen by the front, unique on this link
-    priority    smaller goes first
-    namespace   who may share cached blocks with it
-    arrival_s   age is measured from here; seconds on the machine-wide monotonic clock (`time.monotonic`)
-    seed        keys its draws; None lets the engine choose
-    progress    choices begun before: each goes on after what its client has; those not named begin anew
+    request_id         chosen by the front, unique on this link
+    priority           smaller goes first
+    namespace          who may share cached blocks with it
+    num_public_tokens  leading ones that everybody may share
+    client             who takes turns with others, and `cost_weight` what a token counts in its service
+    arrival_s          age is measured from here; seconds on the machine-wide monotonic clock (`time.monotonic`)
+    seed               keys its draws; None lets the engine choose
+    progress           choices begun before: each goes on after what its client has; those not named begin anew
     """
 
     request_id: str
@@ -164,6 +166,9 @@ class Submit(Frame, frozen=True):
     params: SamplingParams
     priority: int = 0
     namespace: bytes = b""
+    num_public_tokens: int = 0
+    client: str = ""
+    cost_weight: float = 1.0
     arrival_s: float = 0.0
     seed: int | None = None
     progress: tuple[Progress, ...] = ()
@@ -293,11 +298,12 @@ class Stats(Frame, frozen=True):
     """The engine's pulse.
 
     num_steps       forward passes so far; standing still while sequences run means a stall
-    drained_per_s   requests ended per second over the last half minute
+    drained_per_s   requests ended per second while there were any, over the last half minute
     longest_step_s  of the forward passes so far
     step_age_s      since the last one ended, or the engine was ready
     step_counts     forward passes by duration, in the buckets of STEP_BUCKETS_S and above
     steps_s         all of them together
+    fairness_gap    weighted tokens between the most and the least served client of those that wait
     cached_kv_blocks  blocks with cached prefixes that nobody runs on
     lookup_tokens ... computed_tokens  totals, as in `octavo.core.cache.Counters`
     """
@@ -320,6 +326,7 @@ class Stats(Frame, frozen=True):
     evictions: int = 0
     preemptions: int = 0
     computed_tokens: int = 0
+    fairness_gap: float = 0.0
 
 
 ToEngine = Configure | Submit | Cancel | Drain | ResetCache

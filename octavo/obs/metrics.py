@@ -83,6 +83,10 @@ class Metrics:
             "tokens", "Tokens of requests that ran: input, of these cached, and output", "direction"
         )
         self.tenant_tokens = counter("tenant_service_tokens", "Input and output tokens by tenant", "tenant")
+        self.throttled = counter("tenant_throttled", "Requests refused for their tenant's rate", "tenant")
+        self.dropped = counter(
+            "gateway_dropped", "Requests turned away or given up, by the code they were told", "reason"
+        )
         self.client_retries = counter("client_retries", "Requests that their client says are repetitions")
         self.batch_lines = counter("batch_lines", "Lines of batches that have a result", "result")
         self.ttft = histogram(

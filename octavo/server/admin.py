@@ -82,6 +82,16 @@ async def reset_prefix_cache(request: Request) -> Response:
     return json_response({"blocks_freed": await operator.front.fleet.reset_prefix_cache()})
 
 
+async def reload_keys(request: Request) -> Response:
+    """Read the file of keys again. A file that is wrong changes nothing."""
+    operator: Operator = request.state.operator
+    try:
+        count = operator.front.reload_keys()
+    except ConfigError as error:
+        raise HttpError("conflict", f"the keys stay as they were: {error}") from error
+    return json_response({"keys": count, "tenants": sorted(operator.front.keyring.tenants)})
+
+
 async def config(request: Request) -> Response:
     """Every setting of this server; secrets as whether they are set."""
     operator: Operator = request.state.operator
@@ -94,6 +104,7 @@ ROUTES = (
     Route("/admin/wake", wake, methods=["POST"]),
     Route("/admin/replace", replace, methods=["POST"]),
     Route("/admin/reset_prefix_cache", reset_prefix_cache, methods=["POST"]),
+    Route("/admin/reload_keys", reload_keys, methods=["POST"]),
     Route("/admin/config", config, methods=["GET"]),
 )
 

@@ -90,7 +90,7 @@ def usage_of(running: Running, answers: Sequence[Answer]) -> Usage:
     choices = [choice for answer in answers for choice in answer.choices.values()]
     replies = [choice.reply for choice in choices if choice.reply is not None]
     return Usage.of(
-        sum(len(submit.prompt_token_ids) for submit in running.submits),
+        running.num_prompt_tokens,
         sum(len(choice.token_ids) for choice in choices),
         sum(answer.cached_tokens for answer in answers),
         sum(reply.num_reasoning_tokens for reply in replies) if replies else None,
@@ -102,7 +102,7 @@ class RunningUsage:
 
     def __init__(self, running: Running) -> None:
         self.reasoning_tokens: int | None = None
-        self._prompt_tokens = sum(len(submit.prompt_token_ids) for submit in running.submits)
+        self._prompt_tokens = running.num_prompt_tokens
         self._completion_tokens = 0
         self._cached_tokens = 0
 

@@ -39,11 +39,25 @@ ROUTES = (
 )
 
 
+METERED = frozenset(
+    {
+        *ENDPOINTS,
+        "/v1/responses/input_tokens",
+        "/v1/messages/count_tokens",
+        "/tokenize",
+        "/detokenize",
+        "/v1/tokenize",
+        "/v1/detokenize",
+    }
+)
+"""What costs more than looking something up."""
+
+
 def build_app(front: Front) -> ASGIApp:
     """The ASGI application of one server. Routes find `front` in `request.state`."""
     open_paths = OPEN_PATHS | {"/metrics"} if front.config.open_metrics else OPEN_PATHS
     router = Router(routes=ROUTES, redirect_slashes=False)
-    return Gate(router, front, front.config.api_key, label=route_of, open_paths=open_paths)
+    return Gate(router, front, label=route_of, open_paths=open_paths, metered=METERED)
 
 
 def route_of(path: str) -> str:

@@ -30,6 +30,7 @@ from octavo.server.documents import Damaged, StoreError
 from octavo.server.endpoints import BATCHED
 from octavo.server.front import Front
 from octavo.server.ledger import Header, Ledger
+from octavo.server.metering import BATCH_WEIGHT
 from octavo.server.pace import Pace
 from octavo.server.shelf import Draft
 from octavo.server.storage import Storage
@@ -40,8 +41,6 @@ ACCOUNT_S = 1.0
 """How far the counts of a batch may lag behind what is written."""
 MAX_OPEN, MAX_OPEN_OF_TENANT = 16, 2
 """Batches whose lines run side by side; the others wait for their turn."""
-BATCH_WEIGHT = 0.5
-"""Of a batch's token in its tenant's usage."""
 ROOM_AROUND_BODY = 4096
 
 _UNANSWERED = {
@@ -191,7 +190,8 @@ class BatchLife:
             self._front.log.warn("ledger_damaged", batch=self._id, lines=ledger.num_damaged)
         try:
             input_file = self._storage.shelf.open(row.batch.input_file_id)
-            tenant = Tenant(tenant_id=row.tenant_id, namespace=row.namespace)
+            known = self._front.keyring.tenants.get(row.tenant_id)
+            tenant = known or Tenant(tenant_id=row.tenant_id, namespace=row.namespace)
             job = Job(tenant, input_file, index, ledger)
             for record in ledger.records():
                 if ledger.offsets[record.number] < row.accounted_bytes:

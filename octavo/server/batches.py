@@ -17,6 +17,7 @@ from octavo.server.documents import StoreError
 from octavo.server.front import Front
 from octavo.server.gate import json_response
 from octavo.server.storage import Page, Storage
+from octavo.server.usage import UsageBook
 
 DEFAULT_LIST, LONGEST_LIST = 20, 100
 
@@ -31,6 +32,9 @@ async def keeping(front: Front) -> AsyncIterator[None]:
             batches = Batches(front, storage)
             opened.push_async_callback(batches.stop)
             await batches.start()
+            usage = UsageBook(front, storage)
+            opened.push_async_callback(usage.stop)
+            await usage.start()
         except (ConfigError, StoreError, OSError) as error:
             front.storage_problem = f"files and batches are off: {error}"
             front.log.warn("no_storage", because=error)

@@ -53,6 +53,7 @@ async def begin(front: Front, caller: Caller, body: bytes) -> Writer:
         param="messages",
         priority=asked.priority,
         salt=asked.cache_salt,
+        deadline_ms=asked.deadline_ms,
         grammar_param=asked.grammar_param or "tools",
     )
     return _ChatWriter(front, call, running)

@@ -47,6 +47,7 @@ async def begin(front: Front, caller: Caller, body: bytes) -> Writer:
         param="prompt",
         priority=asked.priority,
         salt=asked.cache_salt,
+        deadline_ms=asked.deadline_ms,
         grammar_param=asked.grammar_param,
     )
     return _CompletionWriter(front, call, running)

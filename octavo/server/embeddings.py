@@ -25,7 +25,14 @@ PARAMS = SamplingParams(embed=True)
 async def begin(front: Front, caller: Caller, body: bytes) -> Writer:
     """Read, check and tokenize a request; nothing of it runs yet. Raises what refuses it."""
     asked, token_ids, headers = await front.off_loop(lambda: _read(front, body), len(body))
-    running = front.request(caller, token_ids, PARAMS, param="input", priority=asked.priority, salt=None)
+    running = front.request(
+        caller,
+        token_ids,
+        PARAMS,
+        param="input",
+        priority=asked.priority,
+        deadline_ms=asked.deadline_ms,
+    )
     return _EmbeddingWriter(front, asked, running, headers)
 
 
@@ -50,7 +57,7 @@ class _EmbeddingWriter(Writer):
         self.headers = headers
 
     def whole(self, got: Sequence[answers.Answer]) -> EmbeddingList:
-        num_tokens = sum(len(submit.prompt_token_ids) for submit in self.running.submits)
+        num_tokens = self.running.num_prompt_tokens
         return EmbeddingList(
             data=[Embedding(index=i, embedding=self._vector(one)) for i, one in enumerate(got)],
             model=self.front.card.id,

@@ -129,6 +129,13 @@ class Fleet:
         failed = [member for member in self.members if member.last_failure is not None]
         return max(failed, key=lambda member: member.epoch).last_failure if failed else None
 
+    def first_token_in_s(self, running: Running) -> float:
+        """About how long the longest of its prompts will wait for the first token on the best engine."""
+        num_tokens = max(len(submit.prompt_token_ids) for submit in running.submits)
+        priority = running.submits[0].priority
+        ready = self._ready_members()
+        return min((one.first_token_in_s(num_tokens, priority) for one in ready), default=0.0)
+
     def submit(self, running: Running) -> None:
         """Take in every prompt of a request. Raises HttpError when no engine is there and none will be in time."""
         phase = self.phase
@@ -279,7 +286,10 @@ class Fleet:
             if len(self.members) > 1:
                 submit = entry.submit
                 route = self._router.choose(
-                    submit.prompt_token_ids, submit.namespace, [one.load for one in ready]
+                    submit.prompt_token_ids,
+                    submit.namespace,
+                    [one.load for one in ready],
+                    submit.num_public_tokens,
                 )
                 member = self.members[route.replica]
                 entry.num_matched = route.num_matched

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import difflib
 import hashlib
+import math
 import secrets
 import time
 from collections.abc import Callable, Sequence
@@ -23,9 +24,12 @@ from octavo.errors import Busy, LoadError, PromptTooLong, RequestError, UnknownM
 from octavo.link import frames
 from octavo.obs.log import Log
 from octavo.obs.metrics import Metrics
+from octavo.server import keyring
 from octavo.server.fleet import Fleet
 from octavo.server.grammars import Grammars
+from octavo.server.metering import BATCH_WEIGHT, Standings
 from octavo.server.meters import FleetCollector, note_run
+from octavo.server.public_prefixes import PublicPrefixes
 from octavo.server.running import Running
 from octavo.server.tenants import Caller
 
@@ -40,6 +44,7 @@ CODEC_S = 20.0
 """Reading, rendering and tokenizing one request takes at most this long."""
 BATCH_PRIORITY = 2**40
 """Behind whatever anybody asks for."""
+MAX_DEADLINE_MS = 7 * 86_400_000
 _T = TypeVar("_T")
 
 
@@ -56,6 +61,8 @@ class Front:
         self.chat_problem = _chat_problem(self.tokenizer)
         if self.chat_problem is not None:
             log.warn("no_chat", because=self.chat_problem)
+        self.standings = Standings()
+        self.keyring, self._public_prefixes = self._read_keys()
         self.metrics = Metrics(compat=config.metrics_compat)
         self.started_s = time.time()
         self.is_draining = False
@@ -122,39 +129,52 @@ class Front:
         params: SamplingParams,
         *,
         param: str,
-        priority: int | None,
-        salt: str | None,
         grammar_param: str | None = None,
+        priority: int | None = None,
+        salt: str | None = None,
+        deadline_ms: int | None = None,
     ) -> Running:
         """One engine request per prompt, not sent yet.
 
         param          the request field the prompts came in, for errors; `grammar_param` that of the grammar
         priority       the caller's wish; smaller goes first
         salt           keeps the prompts' cached blocks apart from the tenant's other ones
-        Raises PromptTooLong for one that no window holds, and Busy or HttpError when there is no room for them.
+        deadline_ms    from the request's arrival to the end of the answer
+        Raises RequestError, PromptTooLong for one that no window holds, and Busy or HttpError when there is no room
+        for them.
         """
         for prompt in prompts:
             self._check_length(len(prompt), param)
         if self.is_draining:
             raise HttpError("shutting_down", "the server is shutting down", retry_after_s=5)
         self._check_room(len(prompts), param)
+        terms = caller.tenant.terms
         arrival_s = time.monotonic()
+        allowed_s = terms.deadline_s
+        if deadline_ms is not None:
+            if not 1 <= deadline_ms <= MAX_DEADLINE_MS:
+                text = f"deadline_ms must be from 1 to {MAX_DEADLINE_MS}, got {deadline_ms}"
+                raise RequestError(text, param="deadline_ms")
+            allowed_s = min(deadline_ms / 1000, allowed_s or math.inf)
         return Running(
             [
                 frames.Submit(
                     request_id=secrets.token_hex(16),
                     prompt_token_ids=tuple(prompt),
                     params=params,
-                    priority=BATCH_PRIORITY if caller.is_batch else priority or 0,
+                    priority=_priority(caller, priority),
                     namespace=caller.tenant.namespace_with(salt),
+                    num_public_tokens=0 if salt is not None else self._public_prefixes.num_tokens(prompt),
+                    client=caller.tenant.tenant_id + ("/batch" if caller.is_batch else ""),
+                    cost_weight=(BATCH_WEIGHT if caller.is_batch else 1.0) / terms.share,
                     arrival_s=arrival_s,
                     seed=self._next_seed() if params.seed is None else params.seed,
                 )
                 for prompt in prompts
             ],
             grammar_param,
-            tenant_id=caller.tenant.tenant_id,
-            received_s=caller.received_s,
+            caller=caller,
+            deadline_s=None if allowed_s is None else (caller.received_s or arrival_s) + allowed_s,
             on_gap=self.metrics.itl.observe if len(prompts) == params.num_choices == 1 else None,
         )
 
@@ -163,23 +183,56 @@ class Front:
 
         Raises what refuses them, or Gone; then nothing of the request is left.
         """
+        standing = self.standings.of(running.caller.tenant)
+        standing.check_quota()
+        num_tokens = 0 if running.caller.is_batch else running.num_prompt_tokens
+        standing.take_tokens(num_tokens)
         self.running.add(running)
         try:
+            self._check_deadline(running)
             await self.grammars.check(running.submits[0].params.grammar, running.grammar_param)
             self.fleet.submit(running)
             await running.admitted()
         except BaseException:
             self._leave(running)
+            standing.charge(-num_tokens)
             raise
 
     def finish(self, running: Running) -> None:
         """The request is answered or given up: whatever of it still runs is cancelled."""
         self._leave(running)
-        note_run(self.metrics, running, running.tenant_id)
+        note_run(self.metrics, running)
+        self.standings.note(running.caller, running.num_prompt_tokens, running.marks.output_tokens)
+
+    def _check_deadline(self, running: Running) -> None:
+        """Refuse what cannot be in time, and see to it that what turns out not to be ends then."""
+        if running.deadline_s is None:
+            return
+        left_s = running.deadline_s - time.monotonic()
+        takes_s = self.fleet.first_token_in_s(running)
+        if takes_s > left_s:
+            raise HttpError(
+                "deadline_unattainable",
+                f"the first token would come in about {takes_s:.1f} s and the answer must have ended in "
+                f"{max(left_s, 0):.1f} s (deadline_ms)",
+            )
+        late = HttpError("deadline_exceeded", "the answer had not ended by its deadline (deadline_ms)")
+        running.timer = asyncio.get_running_loop().call_later(left_s, running.fail, late)
 
     def _leave(self, running: Running) -> None:
+        if running.timer is not None:
+            running.timer.cancel()
         self.running.discard(running)
         self.fleet.cancel(running)
+
+    def reload_keys(self) -> int:
+        """Read the file of keys again; what runs goes on. Returns how many keys there are. Raises ConfigError."""
+        self.keyring, self._public_prefixes = self._read_keys()
+        return len(self.keyring.digests)
+
+    def _read_keys(self) -> tuple[keyring.Keyring, PublicPrefixes]:
+        read = keyring.read(self.config.keys, self.config.api_key)
+        return read, PublicPrefixes(read.public_prefixes, self.tokenizer, self.chat_problem)
 
     def settings(self) -> dict[str, object]:
         """Setting to value, "set" or None for a secret."""
@@ -231,6 +284,16 @@ class Front:
             raise Busy(
                 f"{used} requests wait or run, at most {limit} may; try again later", retry_after_s=wait_s
             )
+
+
+def _priority(caller: Caller, wish: int | None) -> int:
+    """No better than its tenant may have."""
+    if caller.is_batch:
+        return BATCH_PRIORITY
+    best = caller.tenant.terms.priority
+    if best is None:
+        return wish or 0
+    return best if wish is None else max(wish, best)
 
 
 def read_tokenizer(ready: frames.Ready) -> Tokenizer:

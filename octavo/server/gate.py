@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-import hmac
+import contextlib
 import re
 import secrets
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -20,6 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from octavo.api.faults import MESSAGES_PATH, ROWS, UNKNOWN, HttpError, fault, messages_fault
 from octavo.errors import Bug, OctavoError
+from octavo.server.metering import Standing
 from octavo.server.running import Gone
 from octavo.server.tenants import PUBLIC, Caller, Tenant
 
@@ -31,6 +31,17 @@ OPEN_PATHS = frozenset({"/health", "/health/live", "/health/ready"})
 """Paths that need no key: probes have none."""
 REQUEST_ID = "x-request-id"
 MAX_HEADERS = 256
+DROPPED = frozenset(
+    {
+        "overloaded",
+        "deadline_unattainable",
+        "deadline_exceeded",
+        "model_loading",
+        "no_ready_replica",
+        "shutting_down",
+    }
+)
+"""What a request was turned away for that was right in itself and within its tenant's terms."""
 READING = frozenset({"GET", "HEAD", "OPTIONS"})
 _GOOD_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
 
@@ -38,27 +49,27 @@ _GOOD_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
 class Gate:
     """Wraps the router.
 
-    front    put into `request.state` for the routes
-    keys     those that may call; empty lets everybody
-    label    the name of a path's route, for metrics
+    front       put into `request.state` for the routes; has the keys that may call
+    label       the name of a path's route, for metrics
     open_paths  those that need no key
+    metered     POST to these counts against a tenant's rate and its requests at once
     """
 
     def __init__(
         self,
         router: ASGIApp,
         front: Front,
-        keys: Sequence[str],
         *,
         label: Callable[[str], str],
         open_paths: frozenset[str] = OPEN_PATHS,
+        metered: frozenset[str] = frozenset(),
     ) -> None:
         self._router = router
         self._front = front
         self._metrics = front.metrics
         self._label = label
         self._open_paths = open_paths
-        self._digests = [hashlib.sha256(key.encode()).digest() for key in keys]
+        self._metered = metered
         self._log = front.log
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -69,13 +80,17 @@ class Gate:
         given_id = headers.get(REQUEST_ID, "")
         request_id = given_id if _GOOD_ID.fullmatch(given_id) else f"req-{secrets.token_hex(12)}"
         started = False
+        standing: Standing | None = None
         ended: str | None = GONE  # unless something else is found out
 
         async def send_with_id(message: Message) -> None:
             nonlocal started
             if message["type"] == "http.response.start":
                 started = True
-                MutableHeaders(scope=message)[REQUEST_ID] = request_id
+                answer = MutableHeaders(scope=message)
+                answer[REQUEST_ID] = request_id
+                for name, value in standing.headers() if standing is not None else ():
+                    answer[name] = value
             await send(message)
 
         scope["app"] = self  # makes the router raise its refusals
@@ -90,7 +105,10 @@ class Gate:
             if tenant is PUBLIC and scope["method"] not in READING:
                 _check_origin(headers)
             scope["state"]["caller"] = Caller(tenant=tenant, request_id=request_id, received_s=received_s)
-            await self._router(scope, receive, send_with_id)
+            if scope["method"] == "POST" and scope["path"] in self._metered:
+                standing = self._front.standings.of(tenant)
+            with standing.request() if standing is not None else contextlib.nullcontext():
+                await self._router(scope, receive, send_with_id)
             marks = scope["state"].get("marks")
             ended = marks.failure if marks is not None else None
         except (Gone, ClientDisconnect):
@@ -104,6 +122,10 @@ class Gate:
             ended = known.code
             if not started:
                 await _refusal(scope, known)(scope, receive, send_with_id)
+            if ended == "rate_limit_exceeded":
+                self._metrics.throttled.labels(
+                    self._metrics.tenant(scope["state"]["caller"].tenant.tenant_id)
+                ).inc()
             # Otherwise the answer stays without its end and the connection is closed, which clients notice.
         finally:
             self._count(scope["path"], headers, ended)
@@ -116,20 +138,22 @@ class Gate:
         else:
             outcome = "failed" if ROWS.get(ended, UNKNOWN).status >= 500 else "refused"
         self._metrics.requests.labels(self._label(path), outcome, ended or "ok").inc()
+        if ended in DROPPED:
+            self._metrics.dropped.labels(ended).inc()
         if headers.get("x-stainless-retry-count", "0") not in ("", "0"):
             self._metrics.client_retries.inc()
 
     def _tenant(self, path: str, headers: Headers) -> Tenant:
-        """Who calls; PUBLIC where no key is asked for. Compares with every key, in constant time each."""
-        if not self._digests or path in self._open_paths:
+        """Who calls; PUBLIC where no key is asked for."""
+        if not self._front.keyring or path in self._open_paths:
             return PUBLIC
         scheme, _, bearer = headers.get("authorization", "").partition(" ")
         given = bearer.strip() if scheme.lower() == "bearer" and bearer else headers.get("x-api-key", "")
-        digest = hashlib.sha256(given.encode()).digest()
-        if sum(hmac.compare_digest(digest, known) for known in self._digests) == 0:
+        tenant = self._front.keyring.tenant(given)
+        if tenant is None:
             what = "wrong" if given else "missing; send it as `Authorization: Bearer KEY`"
             raise HttpError("invalid_api_key", f"the API key is {what}")
-        return Tenant.of_key(given)
+        return tenant
 
     def _unexpected(self, error: Exception, request_id: str) -> Bug:
         """Types and places go to the log, never texts: those may quote a prompt."""

@@ -97,6 +97,7 @@ class Member:
         self._memory_limit: int | None = None
         self._heard_s = self._stepped_s = 0.0
         self._longest_step_s = 0.0
+        self.tokens_per_s = 0.0
         self._condemned: str | None = None
         self._leaves: Departure | None = None
         self._awake = asyncio.Event()
@@ -111,6 +112,22 @@ class Member:
     def load(self) -> Load:
         pending = sum(entry.num_pending_tokens for entry in self.aboard.values())
         return Load(self.number, pending, len(self.aboard))
+
+    def first_token_in_s(self, num_tokens: int, priority: int) -> float:
+        """About how long so long a prompt would wait here for its first token; 0 where that is not known.
+
+        Everything ahead of it is taken to be computed at the best rate seen, and while sequences wait for memory
+        or seats, as many requests to have to end as go ahead of it.
+        """
+        ahead = [
+            one for one in self.aboard.values() if one.submit.priority <= priority and not one.has_output
+        ]
+        num_tokens += sum(one.num_pending_tokens for one in ahead)
+        computing_s = num_tokens / self.tokens_per_s if self.tokens_per_s else 0.0
+        stats = self.stats
+        if stats is None or not stats.num_waiting or not stats.drained_per_s:
+            return computing_s
+        return max(computing_s, min(len(ahead), stats.num_waiting) / stats.drained_per_s)
 
     def take(self, entry: Entry) -> None:
         """Send a request to the engine. Raises LinkError, and then the engine is as good as gone."""
@@ -279,6 +296,7 @@ class Member:
                 if not self.aboard or self.stats is None or frame.num_steps != self.stats.num_steps:
                     self._stepped_s = self._heard_s
                 self._longest_step_s = max(self._longest_step_s, frame.longest_step_s)
+                self._note_rate(frame)
                 self.stats = frame
                 self._home.on_stats(self, frame)
             case frames.CacheWasReset():
@@ -292,6 +310,13 @@ class Member:
                 self._deliver(frame)
             case _:
                 raise LinkError(f"it sent {type(frame).__name__} while serving")
+
+    def _note_rate(self, now: frames.Stats) -> None:
+        before = self.stats or now
+        steps_s = now.steps_s - before.steps_s
+        if steps_s > 0:
+            rate = (now.computed_tokens - before.computed_tokens) / steps_s
+            self.tokens_per_s = max(self.tokens_per_s, rate)
 
     def _deliver(self, frame: FromEngine) -> None:
         entry = self.aboard.get(frame.request_id)

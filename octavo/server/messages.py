@@ -57,9 +57,8 @@ async def begin(front: Front, caller: Caller, body: bytes) -> Writer:
         [turn.token_ids],
         turn.params,
         param="messages",
-        priority=None,
-        salt=None,
         grammar_param="tools",
+        deadline_ms=asked.deadline_ms,
     )
     return _MessagesWriter(front, caller, bool(asked.stream), turn, running, headers)
 

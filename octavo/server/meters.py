@@ -35,14 +35,16 @@ async def metrics(request: Request) -> Response:
     return Response(body, headers={"content-type": kind})
 
 
-def note_run(meters: Metrics, running: Running, tenant_id: str) -> None:
+def note_run(meters: Metrics, running: Running) -> None:
     """A request that was admitted has ended, one way or another."""
     marks = running.marks
-    prompt_tokens = sum(len(submit.prompt_token_ids) for submit in running.submits)
+    prompt_tokens = running.num_prompt_tokens
     meters.tokens.labels("input").inc(prompt_tokens)
     meters.tokens.labels("cached").inc(marks.cached_tokens)
     meters.tokens.labels("output").inc(marks.output_tokens)
-    meters.tenant_tokens.labels(meters.tenant(tenant_id)).inc(prompt_tokens + marks.output_tokens)
+    meters.tenant_tokens.labels(meters.tenant(running.caller.tenant.tenant_id)).inc(
+        prompt_tokens + marks.output_tokens
+    )
     meters.prompt_tokens.observe(prompt_tokens)
     meters.output_tokens.observe(marks.output_tokens)
     meters.cached_tokens.observe(marks.cached_tokens)
@@ -146,6 +148,11 @@ def _gauges(known: Known) -> Iterator[Metric]:
         ("requests_waiting", "Sequences in the engine's queue", "num_waiting"),
         ("kv_block_size_tokens", "Tokens in a block of the cache", "block_tokens"),
         ("engine_last_step_age_seconds", "Time since the last step ended, at the last pulse", "step_age_s"),
+        (
+            "fairness_gap_tokens",
+            "Service between the most and the least served tenant that waits",
+            "fairness_gap",
+        ),
         ("engine_longest_step_seconds", "The longest step so far", "longest_step_s"),
     ):
         family = GaugeMetricFamily(PREFIX + name, help, labels=["replica"])

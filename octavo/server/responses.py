@@ -83,7 +83,12 @@ async def begin(front: Front, caller: Caller, body: bytes) -> Writer:
     turn = await front.off_loop(lambda: _turn(front, asked, [*history, *items], params), len(body))
     call = Call(asked, items, turn, warning([*idle, *asked.without_effect()]), is_kept)
     running = front.request(
-        caller, [turn.token_ids], turn.params, param="input", priority=None, salt=None, grammar_param="tools"
+        caller,
+        [turn.token_ids],
+        turn.params,
+        param="input",
+        grammar_param="tools",
+        deadline_ms=asked.deadline_ms,
     )
     return _ResponsesWriter(front, caller, call, running)
 

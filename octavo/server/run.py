@@ -8,7 +8,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import TextIO
 
 import uvicorn
@@ -18,7 +18,7 @@ from octavo.config import EngineConfig, ServerConfig
 from octavo.errors import Bug, ConfigError
 from octavo.link import frames
 from octavo.obs.log import Log
-from octavo.server import admin
+from octavo.server import admin, keyring
 from octavo.server.app import build_app
 from octavo.server.batches import keeping
 from octavo.server.fleet import Fleet
@@ -49,6 +49,7 @@ async def serve(
     Raises ConfigError (the address is taken, a setting does not fit) and LoadError.
     """
     log = Log(log_to or sys.stderr, time.time)
+    keyring.read(server.keys, server.api_key)  # what is wrong there is better said before a model is loaded
     listening = bind(server.host, server.port)
     try:
         admin_sockets = admin.listening(server, bind)
@@ -71,7 +72,7 @@ async def serve(
             front = Front(server, fleet, ready, log)
             try:
                 operator = admin.Operator(front, stop.once.set)
-                async with keeping(front), admin.serving(operator, admin_sockets):
+                async with keeping(front), admin.serving(operator, admin_sockets), _reloading(front):
                     await _serve_http(front, listening, stop, lambda: on_ready(address(listening), ready))
             finally:
                 front.close()
@@ -101,6 +102,24 @@ def bind(host: str, port: int) -> socket.socket:
 def address(listening: socket.socket) -> str:
     host, port = listening.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+@contextlib.asynccontextmanager
+async def _reloading(front: Front) -> AsyncIterator[None]:
+    """SIGHUP reads the file of keys again; one that is wrong is logged and changes nothing."""
+
+    def reload() -> None:
+        try:
+            front.log.note("keys_read", keys=front.reload_keys())
+        except ConfigError as error:
+            front.log.error("keys_not_read", because=error)
+
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGHUP, reload)
+    try:
+        yield
+    finally:
+        loop.remove_signal_handler(signal.SIGHUP)
 
 
 class _Signals:

@@ -13,6 +13,7 @@ import msgspec
 from octavo.api.faults import HttpError
 from octavo.errors import OctavoError
 from octavo.link import frames
+from octavo.server.tenants import ANYBODY, Caller
 
 Update = frames.Delta | frames.ChoiceEnded | frames.Ended
 
@@ -43,8 +44,9 @@ class Running:
 
     submits        one per prompt, of the same parameters; their ids are unknown to the engine until they are posted
     grammar_param  the request field their grammar came in
-    tenant_id      whose it is
-    received_s     when it arrived; None means now
+    caller         whose it is
+    deadline_s     when its answer must have ended, on the monotonic clock; None is never
+    timer          rings then
     on_gap         is told the seconds between tokens
 
     Deltas of one choice that wait here together become one, so a slow reader holds at most its own answer.
@@ -55,14 +57,16 @@ class Running:
         submits: Sequence[frames.Submit],
         grammar_param: str | None = None,
         *,
-        tenant_id: str = "",
-        received_s: float | None = None,
+        caller: Caller = ANYBODY,
+        deadline_s: float | None = None,
         on_gap: Callable[[float], None] | None = None,
     ) -> None:
         self.submits = tuple(submits)
         self.grammar_param = grammar_param
-        self.tenant_id = tenant_id
-        self.marks = Marks(time.monotonic() if received_s is None else received_s)
+        self.caller = caller
+        self.deadline_s = deadline_s
+        self.timer: asyncio.TimerHandle | None = None
+        self.marks = Marks(time.monotonic() if caller.received_s is None else caller.received_s)
         self._on_gap = on_gap
         self._place = {submit.request_id: place for place, submit in enumerate(submits)}
         self._waiting: deque[Update] = deque()
@@ -71,6 +75,11 @@ class Running:
         self._unfinished = set(self._place)
         self._error: OctavoError | None = None
         self._is_gone = False
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        """Of all prompts together."""
+        return sum(len(submit.prompt_token_ids) for submit in self.submits)
 
     @property
     def unfinished(self) -> frozenset[str]:

@@ -6,7 +6,7 @@ Methods block: callers on an event loop go through `Storage.off_loop`.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -177,6 +177,23 @@ class Store:
             if tally is not None and after.accounted_bytes != before.accounted_bytes:
                 _add_usage(connection, after.tenant_id, tally)
             return after
+
+    def add_usage(self, tallies: Mapping[str, Tally]) -> None:
+        """Count usage in, by tenant."""
+        with begin(self._engine) as connection:
+            for tenant_id, tally in tallies.items():
+                _add_usage(connection, tenant_id, tally)
+
+    def weighted_tokens(self, tenant_ids: Sequence[str], month: str) -> dict[str, float]:
+        """What tenants have used in a month ("2026-11"); those that have used nothing are left out."""
+        columns = _USAGE.c
+        query = (
+            sa.select(columns.tenant_id, sa.func.sum(columns.weighted_tokens))
+            .where(columns.tenant_id.in_(tenant_ids), columns.day.startswith(month))
+            .group_by(columns.tenant_id)
+        )
+        with begin(self._engine) as connection:
+            return {tenant_id: float(total) for tenant_id, total in connection.execute(query)}
 
     def usage(self, tenant_id: str) -> list[dict[str, Any]]:
         """A tenant's rows, by day."""
