@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
         found.server.api_key or found.server.keys
     ):
         print(
-            f"octavo: anybody who can reach {found.server.host} may use this server; set --keys or --api-key to change that",
+            f"octavo: anybody who can reach {found.server.host} may use this server; set --keys or --api-key",
             file=sys.stderr,
         )
 

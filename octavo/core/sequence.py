@@ -251,7 +251,7 @@ class Request:
     """One prompt and what to do with it, as the scheduler sees it.
 
     prompt         token ids, at least one
-    priority       smaller goes first; equal priorities go by order of arrival
+    priority       smaller goes first; among equal ones clients take turns, each client's own by order of arrival
     namespace      who may share cached blocks with this request; equal bytes share
     end_token_ids  the model's end tokens; end the output unless `params.ignore_eos`
     begun          the choices to go on with, in place of all choices from their beginning; empty begins
