@@ -32,7 +32,6 @@ NOT_BUILT: Mapping[str, tuple[Any, ...]] = {
     "store": (None, False),
     "continue_final_message": (None, False),
     "chat_template": (None,),
-    "deadline_ms": (None,),
     "use_beam_search": (None, False),
     "spaces_between_special_tokens": (None, True),
     "truncate_prompt_tokens": (None,),

@@ -21,3 +21,12 @@ def variables() -> dict[str, str]:
 def config_file() -> str | None:
     """Path of the configuration file, where no flag names one."""
     return os.environ.get(CONFIG_VARIABLE) or None
+
+
+def service_manager() -> dict[str, str]:
+    """What a service manager has set for its service: sd_notify(3), sd_watchdog_enabled(3)."""
+    return {
+        name: os.environ[name]
+        for name in ("NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC")
+        if name in os.environ
+    }

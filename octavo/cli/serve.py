@@ -14,7 +14,7 @@ import asyncio
 import json
 import sys
 
-from octavo.cli import output, settings
+from octavo.cli import env, output, settings
 from octavo.cli.models import check_early
 from octavo.config import SECTIONS
 from octavo.link import frames
@@ -51,7 +51,15 @@ def run(args: argparse.Namespace) -> int:
             f"ready: {address} (model {found.server.served_model_name or ready.model}, {blocks})", flush=True
         )
 
-    asyncio.run(serve(found.engine, found.server, on_loading=_Loading().note, on_ready=on_ready))
+    asyncio.run(
+        serve(
+            found.engine,
+            found.server,
+            on_loading=_Loading().note,
+            on_ready=on_ready,
+            manager_says=env.service_manager(),
+        )
+    )
     return 0
 
 

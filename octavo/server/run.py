@@ -8,7 +8,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from typing import TextIO
 
 import uvicorn
@@ -26,6 +26,7 @@ from octavo.server.front import Front
 from octavo.server.meters import watch_loop
 from octavo.server.protocol import Http, http_settings
 from octavo.server.replica import COMMAND
+from octavo.server.supervisor import Supervisor
 
 DRAIN_POLL_S = 0.05
 LAST_WORDS_S = 2.0
@@ -42,10 +43,12 @@ async def serve(
     on_ready: OnReady,
     command: Sequence[str] = COMMAND,
     log_to: TextIO | None = None,
+    manager_says: Mapping[str, str] | None = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT; running requests get `drain_s` to end, a second signal ends them at once.
 
-    on_ready  is given the address, as a client would write it, and what the engine said
+    on_ready      is given the address, as a client would write it, and what the engine said
+    manager_says  variables a service manager has set, see `supervisor`
     Raises ConfigError (the address is taken, a setting does not fit) and LoadError.
     """
     log = Log(log_to or sys.stderr, time.time)
@@ -59,10 +62,20 @@ async def serve(
     fleet = Fleet(
         engine, log, command, num_engines=server.engines, hold_s=server.hold_s, routing=server.routing
     )
-    stop = _Signals()
+    stop, manager = _Signals(), Supervisor(manager_says or {})
+
+    def show(progress: frames.Loading) -> None:
+        percent = f" {100 * progress.done // progress.total} %" if progress.total else ""
+        manager.busy(f"loading {progress.phase}{percent}")
+        on_loading(progress)
+
+    def announce(ready: frames.Ready) -> None:
+        on_ready(address(listening), ready)
+        manager.ready(f"serving {ready.model} on {address(listening)}")
+
     try:
         with stop.installed():
-            starting = asyncio.create_task(fleet.start(on_loading))
+            starting = asyncio.create_task(fleet.start(show))
             await _first(starting, stop.once)
             if not starting.done():
                 starting.cancel()
@@ -73,10 +86,11 @@ async def serve(
             try:
                 operator = admin.Operator(front, stop.once.set)
                 async with keeping(front), admin.serving(operator, admin_sockets), _reloading(front):
-                    await _serve_http(front, listening, stop, lambda: on_ready(address(listening), ready))
+                    await _serve_http(front, listening, stop, manager, lambda: announce(ready))
             finally:
                 front.close()
     finally:
+        manager.tell("STOPPING=1")
         await fleet.stop()
         listening.close()
         admin.close(admin_sockets, server)
@@ -145,7 +159,11 @@ class _Signals:
 
 
 async def _serve_http(
-    front: Front, listening: socket.socket, stop: _Signals, announce: Callable[[], None]
+    front: Front,
+    listening: socket.socket,
+    stop: _Signals,
+    manager: Supervisor,
+    announce: Callable[[], None],
 ) -> None:
     config = uvicorn.Config(
         build_app(front),
@@ -161,10 +179,12 @@ async def _serve_http(
         announce()
         watching = front.fleet.watching
         assert watching is not None
-        await _first(serving, watching, stop.once)
-        if watching.done():
-            raise Bug("nobody watches the engine any more") from watching.exception()
-        await _drain(front, stop)
+        async with manager.watched(lambda: not watching.done()):
+            await _first(serving, watching, stop.once)
+            if watching.done():
+                raise Bug("nobody watches the engine any more") from watching.exception()
+            manager.busy(f"draining {len(front.running)} requests")
+            await _drain(front, stop)
     finally:
         http.should_exit = True
         lag.cancel()

@@ -47,7 +47,7 @@ def check_exactly_once(client: Any, batch: dict[str, Any], count: int) -> list[A
 
 
 def check_usage(output: list[Any], batch: dict[str, Any], rows: list[tuple[int, int, int, float]]) -> None:
-    """What the store has counted for the tenant, summed over days, is what the answers say."""
+    """What the store has counted for the tenant's batches, summed over days, is what the answers say."""
     usages = [line["response"]["body"]["usage"] for line in output]
     tokens_in, tokens_out = (
         sum(usage[name] for usage in usages) for name in ("prompt_tokens", "completion_tokens")
@@ -60,7 +60,7 @@ def check_usage(output: list[Any], batch: dict[str, Any], rows: list[tuple[int, 
 
 def sqlite_usage(data: Path) -> list[tuple[int, int, int, float]]:
     with sqlite3.connect(data / "octavo.db") as database:
-        query = "SELECT requests, input_tokens, output_tokens, weighted_tokens FROM usage"
+        query = "SELECT requests, input_tokens, output_tokens, weighted_tokens FROM usage WHERE is_batch"
         return list(database.execute(query))
 
 
