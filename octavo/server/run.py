@@ -51,7 +51,7 @@ async def serve(
     manager_says  variables a service manager has set, see `supervisor`
     Raises ConfigError (the address is taken, a setting does not fit) and LoadError.
     """
-    log = Log(log_to or sys.stderr, time.time)
+    log = Log(log_to or sys.stderr, time.time, as_json=server.log_format == "json")
     keyring.read(server.keys, server.api_key)  # what is wrong there is better said before a model is loaded
     listening = bind(server.host, server.port)
     try:

@@ -269,3 +269,12 @@ def free_port() -> int:
 def test_settings_that_make_no_sense(settings: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         ServerConfig(**settings)
+
+
+def test_the_log_is_json_where_that_is_asked_for(folder, tmp_path):
+    with operated(folder, tmp_path, "--log-format", "json") as (served, admin):
+        admin.get("/admin/config")
+        events = [json.loads(line) for line in log_of(served).splitlines() if line.startswith("{")]
+    (call,) = [event for event in events if event["event"] == "admin_call"]
+    assert (call["path"], call["status"], call["level"]) == ("/admin/config", 200, "info")
+    assert "draining" in {event["event"] for event in events}
