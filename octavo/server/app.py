@@ -9,6 +9,7 @@ from octavo.server import batches, files, health, messages, meters, models, resp
 from octavo.server.endpoints import ENDPOINTS, run_model
 from octavo.server.front import Front
 from octavo.server.gate import OPEN_PATHS, Gate
+from octavo.server.replays import Replays
 
 ROUTES = (
     *(Route(path, run_model, methods=["POST"]) for path in ENDPOINTS),
@@ -57,7 +58,8 @@ def build_app(front: Front) -> ASGIApp:
     """The ASGI application of one server. Routes find `front` in `request.state`."""
     open_paths = OPEN_PATHS | {"/metrics"} if front.config.open_metrics else OPEN_PATHS
     router = Router(routes=ROUTES, redirect_slashes=False)
-    return Gate(router, front, label=route_of, open_paths=open_paths, metered=METERED)
+    shared = {"replays": Replays()}
+    return Gate(router, front, label=route_of, open_paths=open_paths, metered=METERED, shared=shared)
 
 
 def route_of(path: str) -> str:

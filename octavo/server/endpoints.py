@@ -10,6 +10,7 @@ from starlette.responses import Response
 from octavo.server import chat, completions, embeddings, messages, responses
 from octavo.server.bodies import read_body
 from octavo.server.front import Front
+from octavo.server.replays import read_key, respond_once
 from octavo.server.tenants import Caller
 from octavo.server.writer import Writer, respond
 
@@ -30,5 +31,8 @@ async def run_model(request: Request) -> Response:
     """The route of each of them."""
     front: Front = request.state.front
     body = await read_body(request, front.config.max_body_bytes)
-    writer = await ENDPOINTS[request.url.path](front, request.state.caller, body)
-    return await respond(request, writer)
+    begin = ENDPOINTS[request.url.path]
+    key = read_key(request)
+    if key is not None:
+        return await respond_once(request, key, body, lambda caller: begin(front, caller, body))
+    return await respond(request, await begin(front, request.state.caller, body))

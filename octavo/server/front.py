@@ -168,9 +168,9 @@ class Front:
                     client=caller.tenant.tenant_id + ("/batch" if caller.is_batch else ""),
                     cost_weight=(BATCH_WEIGHT if caller.is_batch else 1.0) / terms.share,
                     arrival_s=arrival_s,
-                    seed=self._next_seed() if params.seed is None else params.seed,
+                    seed=self._next_seed(caller, place) if params.seed is None else params.seed,
                 )
-                for prompt in prompts
+                for place, prompt in enumerate(prompts)
             ],
             grammar_param,
             caller=caller,
@@ -243,10 +243,16 @@ class Front:
             values[knob.name] = ("set" if value else None) if knob.secret else value
         return values
 
-    def _next_seed(self) -> int:
-        """For a request that brings none. Chosen here, so that every engine that works on it draws the same."""
-        self._num_seeds += 1
-        text = f"octavo seed {self.fleet.config.model.seed} {self._num_seeds}".encode()
+    def _next_seed(self, caller: Caller, place: int) -> int:
+        """For a request that brings none. Chosen here, so that every engine that works on it draws the same.
+
+        With an idempotency key it follows from that: sent again to another server, the request draws the same too.
+        """
+        what: tuple[object, ...] = ("key", caller.tenant.tenant_id, caller.idempotency_key, place)
+        if caller.idempotency_key is None:
+            self._num_seeds += 1
+            what = (self._num_seeds,)
+        text = f"octavo seed {self.fleet.config.model.seed} {' '.join(map(str, what))}".encode()
         return int.from_bytes(hashlib.sha256(text).digest()[:8], "little")
 
     def storage_or_refuse(self) -> Storage:

@@ -52,6 +52,7 @@ class Gate:
     front       put into `request.state` for the routes; has the keys that may call
     label       the name of a path's route, for metrics
     open_paths  those that need no key
+    shared      put into `request.state` too
     metered     POST to these counts against a tenant's rate and its requests at once
     """
 
@@ -63,6 +64,7 @@ class Gate:
         label: Callable[[str], str],
         open_paths: frozenset[str] = OPEN_PATHS,
         metered: frozenset[str] = frozenset(),
+        shared: Mapping[str, object] | None = None,
     ) -> None:
         self._router = router
         self._front = front
@@ -70,6 +72,7 @@ class Gate:
         self._label = label
         self._open_paths = open_paths
         self._metered = metered
+        self._shared = dict(shared or {})
         self._log = front.log
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -94,7 +97,7 @@ class Gate:
             await send(message)
 
         scope["app"] = self  # makes the router raise its refusals
-        scope["state"] = {"front": self._front, "request_id": request_id}
+        scope["state"] = {**self._shared, "front": self._front, "request_id": request_id}
         try:
             if len(scope["headers"]) > MAX_HEADERS:
                 raise HttpError(

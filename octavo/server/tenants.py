@@ -76,12 +76,14 @@ class Caller:
 
     request_id  as in the `x-request-id` header
     is_batch    a line of a batch: lowest priority, half weight, and nobody waits for its first token
+    idempotency_key  what it is recognised by when it is sent again
     received_s  when its head had arrived, on the monotonic clock; None where nobody waits
     """
 
     tenant: Tenant
     request_id: str = ""
     is_batch: bool = False
+    idempotency_key: str | None = None
     received_s: float | None = None
 
 

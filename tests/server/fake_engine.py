@@ -11,6 +11,7 @@ several has "#i" in front when i > 0. Commands in the prompt change what happens
     !priority  the answer is the request's priority            !pid       the answer is the process id
     !freeze=F  the process stops itself, unless there is a file F, which it makes first
     !hang      no step is made any more, and the pulse goes on
+    !seed      the answer is the seed
     !terms     the answer is client, weight, priority and number of public tokens
 """
 
@@ -131,6 +132,8 @@ class FakeEngine:
             if "!terms" in prompt:
                 terms = (submit.client, f"{submit.cost_weight:g}", submit.priority, submit.num_public_tokens)
                 prompt = "say:" + " ".join(map(str, terms))
+            if "!seed" in prompt:
+                prompt = f"say:{submit.seed}"
             if "!pid" in prompt:
                 prompt = f"say:{os.getpid()}"
             if "!hang" in prompt:
