@@ -163,6 +163,9 @@ class ServerConfig:
     max_body_bytes: int = _knob(32 * MIB, "largest request body, such as 32MiB", text="bytes")
     keep_alive_s: float = _knob(10.0, "silence after which a stream gets a comment line", text="seconds")
     log_format: str = _knob("text", "text (pairs) or json (an object per line)")
+    otlp_endpoint: str | None = _knob(
+        None, "collector of traces over OTLP and HTTP, such as http://127.0.0.1:4318", none="none"
+    )
     metrics_compat: str | None = _knob(None, "vllm: metrics under vLLM's names beside our own", none="none")
     open_metrics: bool = _knob(False, "let /metrics be read without a key", text="bool")
     admin_port: int | None = _knob(
@@ -216,6 +219,8 @@ class ServerConfig:
             _text("store_url", self.store_url)
         if self.metrics_compat is not None:
             _one_of("metrics_compat", self.metrics_compat, ("vllm",))
+        if self.otlp_endpoint is not None and not re.match(r"https?://", self.otlp_endpoint):
+            raise ConfigError(f"otlp_endpoint must be an http address, got {self.otlp_endpoint!r}")
         _one_of("log_format", self.log_format, ("text", "json"))
         _boolean("open_metrics", self.open_metrics)
         _boolean("store_responses", self.store_responses)

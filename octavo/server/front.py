@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, TypeVar
 
+import octavo
 from octavo.api.common import Embeddings, ModelCard
 from octavo.api.faults import HttpError
 from octavo.codec.chat import compiled
@@ -24,6 +25,7 @@ from octavo.errors import Busy, LoadError, PromptTooLong, RequestError, UnknownM
 from octavo.link import frames
 from octavo.obs.log import Log
 from octavo.obs.metrics import Metrics
+from octavo.obs.traces import Traces
 from octavo.server import keyring
 from octavo.server.fleet import Fleet
 from octavo.server.grammars import Grammars
@@ -61,6 +63,7 @@ class Front:
         self.chat_problem = _chat_problem(self.tokenizer)
         if self.chat_problem is not None:
             log.warn("no_chat", because=self.chat_problem)
+        self.traces = Traces(config.otlp_endpoint, octavo.__version__) if config.otlp_endpoint else None
         self.standings = Standings()
         self.keyring, self._public_prefixes = self._read_keys()
         self.metrics = Metrics(compat=config.metrics_compat)
@@ -265,6 +268,8 @@ class Front:
         for pool in (self._codec, self._long_codec):
             pool.shutdown(wait=False, cancel_futures=True)
         self.grammars.close()
+        if self.traces is not None:
+            self.traces.close()
 
     def _check_length(self, num_tokens: int, param: str) -> None:
         """The engine knows better and checks again; what is absurd does not travel to it."""

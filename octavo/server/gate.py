@@ -21,7 +21,8 @@ from octavo.api.faults import MESSAGES_PATH, ROWS, UNKNOWN, HttpError, fault, me
 from octavo.errors import Bug, OctavoError
 from octavo.server.metering import Standing
 from octavo.server.running import Gone
-from octavo.server.tenants import PUBLIC, Caller, Tenant
+from octavo.server.tenants import ANYBODY, PUBLIC, Caller, Tenant
+from octavo.server.tracing import request_span
 
 if TYPE_CHECKING:
     from octavo.server.front import Front
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 GONE = "client_gone"
 OPEN_PATHS = frozenset({"/health", "/health/live", "/health/ready"})
 """Paths that need no key: probes have none."""
+UNTRACED = OPEN_PATHS | {"/metrics", "/version"}
 REQUEST_ID = "x-request-id"
 MAX_HEADERS = 256
 DROPPED = frozenset(
@@ -83,13 +85,14 @@ class Gate:
         given_id = headers.get(REQUEST_ID, "")
         request_id = given_id if _GOOD_ID.fullmatch(given_id) else f"req-{secrets.token_hex(12)}"
         started = False
+        status = 0
         standing: Standing | None = None
         ended: str | None = GONE  # unless something else is found out
 
         async def send_with_id(message: Message) -> None:
-            nonlocal started
+            nonlocal started, status
             if message["type"] == "http.response.start":
-                started = True
+                started, status = True, message["status"]
                 answer = MutableHeaders(scope=message)
                 answer[REQUEST_ID] = request_id
                 for name, value in standing.headers() if standing is not None else ():
@@ -112,8 +115,8 @@ class Gate:
                 standing = self._front.standings.of(tenant)
             with standing.request() if standing is not None else contextlib.nullcontext():
                 await self._router(scope, receive, send_with_id)
-            marks = scope["state"].get("marks")
-            ended = marks.failure if marks is not None else None
+            running = scope["state"].get("running")
+            ended = running.marks.failure if running is not None else None
         except (Gone, ClientDisconnect):
             ended = GONE
             self._log.note("client_gone", request_id=request_id, path=scope["path"])
@@ -125,22 +128,42 @@ class Gate:
             ended = known.code
             if not started:
                 await _refusal(scope, known)(scope, receive, send_with_id)
-            if ended == "rate_limit_exceeded":
-                self._metrics.throttled.labels(
-                    self._metrics.tenant(scope["state"]["caller"].tenant.tenant_id)
-                ).inc()
             # Otherwise the answer stays without its end and the connection is closed, which clients notice.
         finally:
-            self._count(scope["path"], headers, ended)
+            self._count(scope, headers, ended)
+            self._trace(scope, headers, ended, received_s, status)
 
-    def _count(self, path: str, headers: Headers, ended: str | None) -> None:
+    def _trace(
+        self, scope: Scope, headers: Headers, ended: str | None, received_s: float, status: int
+    ) -> None:
+        traces, caller = self._front.traces, scope["state"].get("caller", ANYBODY)
+        if traces is None or scope["path"] in UNTRACED:
+            return
+        span = request_span(
+            method=scope["method"],
+            route=self._label(scope["path"]),
+            status=status,
+            start_s=received_s,
+            end_s=time.monotonic(),
+            request_id=scope["state"]["request_id"],
+            tenant_id=caller.tenant.tenant_id,
+            model=self._front.card.id,
+            error=ended,
+            running=scope["state"].get("running"),
+        )
+        traces.note(span, headers, time.time() - time.monotonic())
+
+    def _count(self, scope: Scope, headers: Headers, ended: str | None) -> None:
         if ended is None:
             outcome = "ok"
         elif ended == GONE:
             outcome = "cancelled"
         else:
             outcome = "failed" if ROWS.get(ended, UNKNOWN).status >= 500 else "refused"
-        self._metrics.requests.labels(self._label(path), outcome, ended or "ok").inc()
+        self._metrics.requests.labels(self._label(scope["path"]), outcome, ended or "ok").inc()
+        if ended == "rate_limit_exceeded":
+            tenant_id = scope["state"]["caller"].tenant.tenant_id
+            self._metrics.throttled.labels(self._metrics.tenant(tenant_id)).inc()
         if ended in DROPPED:
             self._metrics.dropped.labels(ended).inc()
         if headers.get("x-stainless-retry-count", "0") not in ("", "0"):

@@ -121,6 +121,12 @@ class FleetCollector(Collector):
             value=fleet.num_resumed,
         )
 
+        traces = self._front.traces
+        spans = CounterMetricFamily(PREFIX + "trace_spans", "Spans by what became of them", labels=["result"])
+        spans.add_metric(["sent"], traces.num_sent if traces else 0)
+        spans.add_metric(["dropped"], traces.num_dropped if traces else 0)
+        yield spans
+
     def _engine_state(self) -> Iterator[Metric]:
         members = self._front.fleet.members
         state = GaugeMetricFamily(

@@ -217,7 +217,13 @@ async def respond_once(
     is_old = replay is not None
     if replay is None:
         keyed = replace(caller, idempotency_key=key)
-        replay = replays.begin(front, caller, key, digest, lambda: begin(keyed))
+
+        async def begun() -> Writer:
+            writer = await begin(keyed)
+            request.state.running = writer.running
+            return writer
+
+        replay = replays.begin(front, caller, key, digest, begun)
     gone = asyncio.Event()
 
     def left() -> None:

@@ -167,7 +167,7 @@ async def respond(request: Request, writer: Writer) -> Response:
     Raises what refuses or ends the request before its first byte, and Gone when the client leaves.
     """
     front, running = writer.front, writer.running
-    request.state.marks = running.marks
+    request.state.running = running
     async with watching(request.receive, running.abandon):
         if isinstance(writer, StreamWriter) and writer.is_stream:
             await front.admit(running)
