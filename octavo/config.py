@@ -146,6 +146,9 @@ class ServerConfig:
     keys: str | None = _knob(
         None, "TOML file of tenants, digests of their keys and their limits", none="none"
     )
+    allowed_hosts: tuple[str, ...] = _knob(
+        (), "names besides this machine's own that callers without a key may use on loopback", text="list"
+    )
     engines: int = _knob(1, "engine processes on this machine, each with the whole model", text="count")
     routing: str = _knob(
         "prefix", "which engine takes a request: prefix (by cached beginning) or least_loaded"
@@ -204,6 +207,10 @@ class ServerConfig:
             raise ConfigError("api_key must hold keys of at least 8 characters each (values are not shown)")
         if self.keys is not None:
             _text("keys", self.keys)
+        if not isinstance(self.allowed_hosts, tuple) or any(
+            not isinstance(name, str) or not name for name in self.allowed_hosts
+        ):
+            raise ConfigError(f"allowed_hosts must hold names of hosts, got {self.allowed_hosts!r}")
         if self.served_model_name is not None:
             _text("served_model_name", self.served_model_name)
         _whole("engines", self.engines, 1, 256)

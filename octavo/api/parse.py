@@ -128,7 +128,7 @@ def warning(idle: list[str]) -> dict[str, str]:
     """The header that names fields without effect, made printable; no header when there are none."""
     if not idle:
         return {}
-    shown = [re.sub(r"[^\w.-]", "?", name, flags=re.ASCII)[:64] for name in idle[:MAX_NAMED]]
+    shown = [re.sub(r"[^\w.-]", "?", name, flags=re.ASCII)[:64] or '""' for name in idle[:MAX_NAMED]]
     more = f" and {len(idle) - MAX_NAMED} more" if len(idle) > MAX_NAMED else ""
     return {WARNING_HEADER: f"without effect: {', '.join(shown)}{more}"}
 

@@ -2,66 +2,54 @@
 
 from __future__ import annotations
 
-from starlette.routing import Route, Router
+import functools
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Router
 from starlette.types import ASGIApp
 
-from octavo.server import batches, files, health, messages, meters, models, responses, tokens
-from octavo.server.endpoints import ENDPOINTS, run_model
+import octavo
 from octavo.server.front import Front
 from octavo.server.gate import OPEN_PATHS, Gate
+from octavo.server.openapi import document
+from octavo.server.operations import OPERATIONS, Operation
 from octavo.server.replays import Replays
 
-ROUTES = (
-    *(Route(path, run_model, methods=["POST"]) for path in ENDPOINTS),
-    Route("/v1/responses/input_tokens", responses.input_tokens, methods=["POST"]),
-    Route("/v1/responses/{response_id}", responses.get, methods=["GET"]),
-    Route("/v1/responses/{response_id}", responses.delete, methods=["DELETE"]),
-    Route("/v1/responses/{response_id}/cancel", responses.cancel, methods=["POST"]),
-    Route("/v1/responses/{response_id}/input_items", responses.input_items, methods=["GET"]),
-    Route("/v1/messages/count_tokens", messages.count_tokens, methods=["POST"]),
-    Route("/v1/models", models.list_models, methods=["GET"]),
-    Route("/v1/models/{model:path}", models.one_model, methods=["GET"]),
-    Route("/v1/files", files.upload, methods=["POST"]),
-    Route("/v1/files", files.list_files, methods=["GET"]),
-    Route("/v1/files/{file_id}", files.one_file, methods=["GET"]),
-    Route("/v1/files/{file_id}", files.delete, methods=["DELETE"]),
-    Route("/v1/files/{file_id}/content", files.content, methods=["GET"]),
-    Route("/v1/batches", batches.create, methods=["POST"]),
-    Route("/v1/batches", batches.list_batches, methods=["GET"]),
-    Route("/v1/batches/{batch_id}", batches.one_batch, methods=["GET"]),
-    Route("/v1/batches/{batch_id}/cancel", batches.cancel, methods=["POST"]),
-    *(Route(path, tokens.tokenize, methods=["POST"]) for path in ("/tokenize", "/v1/tokenize")),
-    *(Route(path, tokens.detokenize, methods=["POST"]) for path in ("/detokenize", "/v1/detokenize")),
-    Route("/health", health.health, methods=["GET"]),
-    Route("/health/live", health.live, methods=["GET"]),
-    Route("/health/ready", health.ready, methods=["GET"]),
-    Route("/metrics", meters.metrics, methods=["GET"]),
-    Route("/version", health.version, methods=["GET"]),
-)
+
+async def openapi(request: Request) -> Response:
+    """GET /openapi.json."""
+    front: Front = request.state.front
+    wants_key = bool(front.keyring)
+    return Response(described(wants_key, front.config.open_metrics), media_type="application/json")
 
 
-METERED = frozenset(
-    {
-        *ENDPOINTS,
-        "/v1/responses/input_tokens",
-        "/v1/messages/count_tokens",
-        "/tokenize",
-        "/detokenize",
-        "/v1/tokenize",
-        "/v1/detokenize",
-    }
-)
-"""What costs more than looking something up."""
+ALL = (*OPERATIONS, Operation("GET", "/openapi.json", openapi, "This document", dict))
+ROUTES = tuple(operation.route() for operation in ALL)
+METERED = frozenset(operation.path for operation in ALL if operation.metered)
 
 
 def build_app(front: Front) -> ASGIApp:
     """The ASGI application of one server. Routes find `front` in `request.state`."""
-    open_paths = OPEN_PATHS | {"/metrics"} if front.config.open_metrics else OPEN_PATHS
     router = Router(routes=ROUTES, redirect_slashes=False)
     shared = {"replays": Replays()}
+    open_paths = _open_paths(front.config.open_metrics)
     return Gate(router, front, label=route_of, open_paths=open_paths, metered=METERED, shared=shared)
 
 
 def route_of(path: str) -> str:
-    """The route a path belongs to, as it is written above; "other" for none."""
+    """The route a path belongs to, as its operation writes it; "other" for none."""
     return next((route.path for route in ROUTES if route.path_regex.match(path)), "other")
+
+
+def _open_paths(open_metrics: bool) -> frozenset[str]:
+    return OPEN_PATHS | {"/metrics"} if open_metrics else OPEN_PATHS
+
+
+@functools.cache
+def described(wants_key: bool, open_metrics: bool) -> bytes:
+    keyless = _open_paths(open_metrics)
+    return msgspec.json.encode(
+        document(ALL, version=octavo.__version__, keyless=keyless, wants_key=wants_key)
+    )

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import ipaddress
 import re
 import secrets
+import socket
 import time
 import traceback
 from collections.abc import Callable, Mapping
@@ -19,6 +22,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from octavo.api.faults import MESSAGES_PATH, ROWS, UNKNOWN, HttpError, fault, messages_fault
 from octavo.errors import Bug, OctavoError
+from octavo.server.guesses import Guesses
 from octavo.server.metering import Standing
 from octavo.server.running import Gone
 from octavo.server.tenants import ANYBODY, PUBLIC, Caller, Tenant
@@ -75,6 +79,7 @@ class Gate:
         self._open_paths = open_paths
         self._metered = metered
         self._shared = dict(shared or {})
+        self._guesses = Guesses()
         self._log = front.log
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -107,9 +112,9 @@ class Gate:
                     "headers_too_large",
                     f"the request has {len(scope['headers'])} headers; at most {MAX_HEADERS} are read",
                 )
-            tenant = self._tenant(scope["path"], headers)
-            if tenant is PUBLIC and scope["method"] not in READING:
-                _check_origin(headers)
+            tenant = await self._tenant(scope, headers)
+            if tenant is PUBLIC:
+                self._check_page(scope, headers)
             scope["state"]["caller"] = Caller(tenant=tenant, request_id=request_id, received_s=received_s)
             if scope["method"] == "POST" and scope["path"] in self._metered:
                 standing = self._front.standings.of(tenant)
@@ -169,17 +174,43 @@ class Gate:
         if headers.get("x-stainless-retry-count", "0") not in ("", "0"):
             self._metrics.client_retries.inc()
 
-    def _tenant(self, path: str, headers: Headers) -> Tenant:
+    async def _tenant(self, scope: Scope, headers: Headers) -> Tenant:
         """Who calls; PUBLIC where no key is asked for."""
-        if not self._front.keyring or path in self._open_paths:
+        if not self._front.keyring or scope["path"] in self._open_paths:
             return PUBLIC
         scheme, _, bearer = headers.get("authorization", "").partition(" ")
         given = bearer.strip() if scheme.lower() == "bearer" and bearer else headers.get("x-api-key", "")
         tenant = self._front.keyring.tenant(given)
         if tenant is None:
+            if given:
+                await asyncio.sleep(self._guesses.wait_s((scope.get("client") or ("", 0))[0]))
             what = "wrong" if given else "missing; send it as `Authorization: Bearer KEY`"
             raise HttpError("invalid_api_key", f"the API key is {what}")
         return tenant
+
+    def _check_page(self, scope: Scope, headers: Headers) -> None:
+        """Where no key is asked for, a page of somebody else's must not act by a visitor's browser.
+
+        Its own name shows as the origin of what it sends, as forms can; or as the host, when it has had that name lead
+        to this machine. On a loopback address nobody but this machine's own users is meant, by its own names.
+        """
+        host, origin = headers.get("host", ""), headers.get("origin")
+        acts = scope["method"] not in READING
+        if acts and origin is not None and origin.partition("://")[2].lower() != host.lower():
+            raise HttpError(
+                "cross_origin",
+                f"a page from {origin[:256]!r} may not use this server without a key; start it with --api-key",
+            )
+        server = scope.get("server")
+        if server is None or not _is_loopback(server[0]):
+            return
+        name = (host.rpartition(":")[0] if re.search(r":\d*$", host) else host).lower().rstrip(".")
+        if not _is_own_name(name) and name not in self._front.config.allowed_hosts:
+            raise HttpError(
+                "cross_origin",
+                f"this server is asked for as {name[:256]!r} on a loopback address; ask for localhost or the address "
+                "itself, start it with --allowed-hosts and the name, or with --api-key",
+            )
 
     def _unexpected(self, error: Exception, request_id: str) -> Bug:
         """Types and places go to the log, never texts: those may quote a prompt."""
@@ -189,14 +220,22 @@ class Gate:
         return Bug("an internal error; the server's log has it under this x-request-id")
 
 
-def _check_origin(headers: Headers) -> None:
-    """Where no key is asked for, a page of somebody else's must not act by a visitor's browser, as forms can."""
-    origin = headers.get("origin")
-    if origin is not None and origin.partition("://")[2].lower() != headers.get("host", "").lower():
-        raise HttpError(
-            "cross_origin",
-            f"a page from {origin[:256]!r} may not use this server without a key; start it with --api-key",
-        )
+def _is_loopback(address: str) -> bool:
+    try:
+        return ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        return False  # the path of a socket
+
+
+def _is_own_name(name: str) -> bool:
+    """Whether a host's name is an address, or one that only this machine gives itself. None is as good."""
+    if name in ("", "localhost", socket.gethostname().lower()) or name.endswith(".localhost"):
+        return True
+    try:
+        ipaddress.ip_address(name.removeprefix("[").removesuffix("]"))
+    except ValueError:
+        return False
+    return True
 
 
 def routing_error(scope: Scope, error: HTTPException) -> Response:

@@ -99,7 +99,8 @@ async def serve(
 def bind(host: str, port: int) -> socket.socket:
     """A listening socket. Raises ConfigError that says what to do."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listening = socket.socket(family, socket.SOCK_STREAM)
+    # Named as TCP, or asyncio does not see that it is, and leaves waiting for acknowledgements (40 ms each) on.
+    listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind((host, port))

@@ -166,6 +166,7 @@ def test_the_warning_is_a_sound_header_whatever_the_names(names):
     (value,) = warning(names).values()
     assert value.isascii()
     assert value.isprintable()
+    assert value == value.strip()
     assert len(value) < 1500
 
 

@@ -80,7 +80,7 @@ def test_a_head_of_64_mib_is_refused_early_and_not_kept(server, piece):
     before = 0
     for attempt in range(3):
         with connect(server) as one:
-            one.sendall(b"GET /health HTTP/1.1\r\nhost: x\r\nx-long: ")
+            one.sendall(b"GET /health HTTP/1.1\r\nhost: localhost\r\nx-long: ")
             sent, got = pour(one, piece, 64 * MIB // len(piece))
             got += rest(one)
         assert sent < 16 * MIB
@@ -96,7 +96,7 @@ def test_a_head_of_64_mib_is_refused_early_and_not_kept(server, piece):
 
 def test_a_head_a_little_too_long_is_answered_with_431(server):
     with connect(server) as one:
-        one.sendall(b"GET /health HTTP/1.1\r\nhost: x\r\nx-long: " + b"a" * MAX_HEADER_BYTES)
+        one.sendall(b"GET /health HTTP/1.1\r\nhost: localhost\r\nx-long: " + b"a" * MAX_HEADER_BYTES)
         head, _, body = rest(one).partition(b"\r\n\r\n")
     assert head.split()[1] == b"431"
     assert json.loads(body)["error"]["code"] == "headers_too_large"
@@ -106,7 +106,9 @@ def test_ten_thousand_short_headers_are_refused(server):
     for count in (MAX_HEADERS, 10_000):
         with connect(server) as one:
             one.sendall(
-                b"GET /health HTTP/1.1\r\nhost: x\r\nconnection: close\r\n" + b"a:\r\n" * count + b"\r\n"
+                b"GET /health HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n"
+                + b"a:\r\n" * count
+                + b"\r\n"
             )
             head, _, body = rest(one).partition(b"\r\n\r\n")
         assert head.split()[1] == b"431"
@@ -151,10 +153,10 @@ async def hello(_scope: Any, _receive: Any, send: Any) -> None:
     await send({"type": "http.response.body", "body": b"ok"})
 
 
-GET = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"
+GET = b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n"
 
 
-@pytest.mark.parametrize("start", [b"", b"G", b"GET / HTTP/1.1\r\nhost: x\r\nx-half: "])
+@pytest.mark.parametrize("start", [b"", b"G", b"GET / HTTP/1.1\r\nhost: localhost\r\nx-half: "])
 def test_a_head_that_never_ends_closes_the_connection(start):
     async def scene() -> None:
         async with hasty(hello) as (_, port):
@@ -219,7 +221,9 @@ def test_a_body_in_its_time_is_not_taken_for_a_late_head():
     async def scene() -> None:
         async with hasty(echo) as (_, port):
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
-            writer.write(b"POST / HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: 8\r\n\r\n")
+            writer.write(
+                b"POST / HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-length: 8\r\n\r\n"
+            )
             for byte in b"12345678":
                 writer.write(bytes([byte]))
                 await asyncio.sleep(0.1)
@@ -234,7 +238,7 @@ def test_a_body_in_its_time_is_not_taken_for_a_late_head():
 
 def post_head(*lines: str) -> bytes:
     return "\r\n".join(
-        ["POST /v1/completions HTTP/1.1", "host: x", "content-type: application/json", *lines, "", ""]
+        ["POST /v1/completions HTTP/1.1", "host: localhost", "content-type: application/json", *lines, "", ""]
     ).encode()
 
 
@@ -277,7 +281,7 @@ def test_a_refused_body_that_goes_on_is_passed_over_for_a_while_only():
     async def scene() -> None:
         async with hasty(refuse) as (_, port):
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
-            writer.write(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 1000000\r\n\r\n")
+            writer.write(b"POST / HTTP/1.1\r\nhost: localhost\r\ncontent-length: 1000000\r\n\r\n")
             assert (await asyncio.wait_for(reader.readuntil(b"no"), 20)).startswith(b"HTTP/1.1 413")
             with contextlib.suppress(ConnectionError):
                 assert await asyncio.wait_for(reader.read(), 20) == b""
@@ -426,9 +430,10 @@ def listening_ports(pid: int) -> set[int]:
 
 
 def test_only_the_api_port_listens(server):
-    (engine,) = children(server.process.pid)
     assert listening_ports(server.process.pid) == {int(server.url.rpartition(":")[2])}
-    assert listening_ports(engine) == set()
+    assert children(server.process.pid)
+    for child in children(server.process.pid):
+        assert listening_ports(child) == set()
 
 
 # T20 and T21: readers
@@ -484,7 +489,7 @@ def test_a_slow_reader_that_goes_on_reading_is_not_cut_off():
                 raw.setblocking(False)
                 loop = asyncio.get_running_loop()
                 await loop.sock_connect(raw, ("127.0.0.1", port))
-                await loop.sock_sendall(raw, GET.replace(b"host", b"connection: close\r\nhost"))
+                await loop.sock_sendall(raw, GET.replace(b"host:", b"connection: close\r\nhost:"))
                 got, started_s = 0, loop.time()
                 while part := await loop.sock_recv(raw, 16384 if loop.time() - started_s < 1.5 else 65536):
                     got += len(part)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import re
@@ -11,6 +12,7 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
+from octavo.server.run import bind
 from tests.server.process import Served, serving
 
 CHAT = {"model": "fake", "messages": [{"role": "user", "content": "say:hi"}]}
@@ -124,7 +126,7 @@ def test_health_says_what_it_knows(server):
 def test_the_router_refuses_in_the_same_shape(server, method, path, status, code):
     with socket.create_connection(server.url.removeprefix("http://").split(":"), timeout=20) as raw:
         raw.sendall(
-            f"{method} {path} HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\nconnection: close\r\n\r\n".encode()
+            f"{method} {path} HTTP/1.1\r\nhost: localhost\r\ncontent-length: 0\r\nconnection: close\r\n\r\n".encode()
         )
         head, _, body = b"".join(iter(lambda: raw.recv(65536), b"")).partition(b"\r\n\r\n")
     assert head.split()[1] == str(status).encode()
@@ -196,9 +198,9 @@ def test_odd_texts_come_back_whole_or_are_refused_by_name(server, text):
         b"\x00" * 64,
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
         b"GET / HTTP/9.9\r\n\r\n",
-        b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: -5\r\n\r\n",
-        b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 5\r\ncontent-length: 6\r\n\r\n",
-        b"GET /" + b"a" * 200_000 + b" HTTP/1.1\r\nhost: x\r\n\r\n",
+        b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: -5\r\n\r\n",
+        b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: 5\r\ncontent-length: 6\r\n\r\n",
+        b"GET /" + b"a" * 200_000 + b" HTTP/1.1\r\nhost: localhost\r\n\r\n",
         b"GET / HTTP/1.1\r\nx: " + b"a" * 200_000 + b"\r\n\r\n",
         b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
     ],
@@ -225,7 +227,7 @@ def _received(raw: socket.socket) -> bytes:
 def test_a_body_cut_off_leaves_nothing_behind(server):
     with socket.create_connection(server.url.removeprefix("http://").split(":"), timeout=20) as raw:
         raw.sendall(
-            b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+            b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
             b'content-length: 100\r\n\r\n{"prompt": '
         )
     assert server.until(lambda health: health["requests"] == 0)["status"] == "ready"
@@ -238,7 +240,7 @@ def test_a_client_that_leaves_cancels_its_request(server, stream, prompt):
     body = json.dumps({"prompt": prompt, "max_tokens": 100_000, "stream": stream}).encode()
     with socket.create_connection(server.url.removeprefix("http://").split(":"), timeout=20) as raw:
         raw.sendall(
-            b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+            b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
             b"content-length: %d\r\n\r\n%s" % (len(body), body)
         )
         if stream:
@@ -258,7 +260,8 @@ def test_a_slow_reader_gets_everything_and_stops_nobody_else(server):
         host, port = server.url.removeprefix("http://").split(":")
         raw.connect((host, int(port)))
         raw.sendall(
-            b"POST /v1/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-type: application/json\r\n"
+            b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n"
+            b"content-type: application/json\r\n"
             b"content-length: %d\r\n\r\n%s" % (len(body), body)
         )
         assert server.post("/v1/chat/completions", CHAT).json()["choices"][0]["message"]["content"] == "hi"
@@ -349,3 +352,23 @@ def test_a_model_that_cannot_chat_says_so_and_completes(folder, tmp_path, templa
         assert hint in answer.json()["error"]["message"]
         completed = served.post("/v1/completions", {"prompt": "say:hi"})
         assert completed.json()["choices"][0]["text"] == "hi"
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_what_is_written_does_not_wait_for_acknowledgements(host):
+    """Nagle's algorithm holds back the second part of an answer until the first is acknowledged, up to 40 ms later."""
+
+    async def scene() -> int:
+        accepted: asyncio.Queue[asyncio.StreamWriter] = asyncio.Queue()
+        async with await asyncio.start_server(
+            lambda _, writer: accepted.put_nowait(writer), sock=bind(host, 0)
+        ) as made:
+            port = made.sockets[0].getsockname()[1]
+            _, client = await asyncio.open_connection(host, port)
+            writer = await accepted.get()
+            nodelay = writer.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+            client.close()
+            writer.close()
+            return int(nodelay)
+
+    assert asyncio.run(scene()) != 0
