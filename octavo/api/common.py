@@ -94,7 +94,7 @@ class Generation(Structured, frozen=True, kw_only=True):
         fields["grammar"] = self.grammar()
         fields |= more
         fields = {name: value for name, value in fields.items() if value is not None}
-        for name, value in [*fields.items(), ("priority", self.priority)]:
+        for name, value in fields.items():
             _check_width(name, value)
         return SamplingParams(**{"max_tokens": None, **fields})
 

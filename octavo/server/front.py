@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, TypeVar
 
 import octavo
-from octavo.api.common import Embeddings, ModelCard
+from octavo.api.common import MAX_WHOLE, Embeddings, ModelCard
 from octavo.api.faults import HttpError
 from octavo.codec.chat import compiled
 from octavo.codec.numbers import NumberTokenizer
@@ -298,7 +298,9 @@ class Front:
 
 
 def _priority(caller: Caller, wish: int | None) -> int:
-    """No better than its tenant may have."""
+    """No better than its tenant may have. Raises RequestError for a wish that no frame can carry."""
+    if wish is not None and not -MAX_WHOLE <= wish <= MAX_WHOLE:
+        raise RequestError(f"priority holds an integer beyond {MAX_WHOLE}", param="priority")
     if caller.is_batch:
         return BATCH_PRIORITY
     best = caller.tenant.terms.priority

@@ -104,7 +104,6 @@ def test_what_is_wrong_is_named_by_its_place(fields, param):
         ({"max_completion_tokens": 2**63}, "max_tokens"),
         ({"min_tokens": 2**40}, "min_tokens"),
         ({"top_k": 2**40}, "top_k"),
-        ({"priority": 2**40}, "priority"),
         ({"seed": 2**64}, "seed"),
         ({"stop": [str(i) for i in range(10**5)]}, "stop"),
         ({"stop": "x" * 5000}, "stop"),

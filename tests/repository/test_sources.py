@@ -96,6 +96,38 @@ def test_source(path: Path) -> None:
         _no_clock(where, source, names)
 
 
+DATES = {
+    *(
+        "server/storage.py",
+        "server/responses.py",
+        "server/files.py",
+        "server/writer.py",
+        "server/batch_life.py",
+    ),
+    *("server/batch_runner.py", "server/front.py", "server/gate.py", "server/run.py", "server/usage.py"),
+    *(
+        "server/public_prefixes.py",
+        "server/turn.py",
+        "engine/llm.py",
+        "cli/batch.py",
+        "cli/generate.py",
+        "obs/log.py",
+    ),
+}
+"""Who says when something was made, or ends by the calendar, or what the date is in a chat template."""
+
+
+def test_wall_time_is_read_only_where_a_date_is_meant() -> None:
+    """A clock that jumps changes dates; what waits, times out or counts per second goes by the monotonic one."""
+    readers = {
+        path.relative_to(PACKAGE).as_posix()
+        for path in _sources()
+        for _, name in uses(path.read_text(encoding="utf-8"))
+        if name in ("time.time", "time.time_ns", "datetime.datetime.now", "datetime.datetime.utcnow")
+    }
+    assert readers <= DATES, sorted(readers - DATES)
+
+
 def _no_pickle(where: str, source: str, names: set[tuple[int, str]]) -> None:
     for line, module in imports(source):
         assert module.partition(".")[0] not in PICKLES, f"octavo/{where}:{line} imports {module}"

@@ -369,6 +369,13 @@ def test_numbers_out_of_bounds_are_refused_by_name(server, more, param):
     assert error_of(answer)["param"] == param
 
 
+@pytest.mark.parametrize("value", [2**31, -(2**31), 2**63, 2**64, -(2**63) - 1])
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/embeddings"])
+def test_a_priority_no_frame_can_carry(server, path, value):
+    answer = server.post(path, {"prompt": "x", "input": "x", "priority": value})
+    assert (answer.status_code, error_of(answer)["param"]) == (400, "priority")
+
+
 @contextlib.contextmanager
 def wide(server: Served) -> Iterator[None]:
     """The engine has nothing of it: no step, no request."""

@@ -42,8 +42,8 @@ PLACES = """
 """
 FOREIGN = """
     /sleep /wake_up /reset_prefix_cache /collective_rpc /invocations /classify /score /rerank /v1/score /v1/rerank
-    /generate /get_model_info /flush_cache /update_weights /slots /props /lora-adapters /api/chat /api/generate /api/tags
-    /v1/load_lora_adapter /v1/unload_lora_adapter /inference/v1/generate /tokenizer_info /server_info
+    /generate /get_model_info /flush_cache /update_weights /slots /props /lora-adapters /api/chat /api/generate
+    /api/tags /v1/load_lora_adapter /v1/unload_lora_adapter /inference/v1/generate /tokenizer_info /server_info
 """
 
 
@@ -310,3 +310,39 @@ def test_a_name_the_operator_allows_is_taken_and_so_is_any_with_a_key(folder, lo
             assert answer.status_code == status
     headers = {"host": "llm.example", "authorization": f"Bearer {KEY}"}
     assert locked.get("/v1/models", headers=headers).status_code == 200
+
+
+# T15: addresses in requests
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "http://127.0.0.1:{port}/",
+        "http://[::ffff:127.0.0.1]:{port}/",
+        "http://2130706433:{port}/",
+        "http://169.254.169.254/latest/meta-data",
+        "http:\\\\127.0.0.1:{port}\\",
+        "file:///etc/passwd",
+        "data:image/png;base64,AAAA",
+    ],
+)
+def test_nothing_is_fetched_for_an_image(server, address):
+    """Every address gets the same words, and nobody is called."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        url = address.replace("{port}", str(listening.getsockname()[1]))
+        chat = [{"type": "image_url", "image_url": {"url": url}}]
+        items = [{"type": "input_image", "image_url": url}]
+        blocks = [{"type": "image", "source": {"type": "url", "url": url}}]
+        for path, more, part in (
+            ("/v1/chat/completions", {}, chat),
+            ("/v1/responses", {}, items),
+            ("/v1/messages", {"max_tokens": 4}, blocks),
+        ):
+            field = "input" if path == "/v1/responses" else "messages"
+            refused = server.post(path, {field: [{"role": "user", "content": part}], **more})
+            assert refused.status_code == 400
+            assert url not in refused.text
+        listening.settimeout(0.2)
+        with pytest.raises(TimeoutError):
+            listening.accept()
