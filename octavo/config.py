@@ -170,6 +170,7 @@ class ServerConfig:
         None, "collector of traces over OTLP and HTTP, such as http://127.0.0.1:4318", none="none"
     )
     metrics_compat: str | None = _knob(None, "vllm: metrics under vLLM's names beside our own", none="none")
+    console: bool = _knob(True, "a page at / to chat and to look at the server with", text="bool")
     open_metrics: bool = _knob(False, "let /metrics be read without a key", text="bool")
     admin_port: int | None = _knob(
         None, "TCP port of the operator's listener; none keeps it closed", text="int", none="none"
@@ -229,6 +230,7 @@ class ServerConfig:
         if self.otlp_endpoint is not None and not re.match(r"https?://", self.otlp_endpoint):
             raise ConfigError(f"otlp_endpoint must be an http address, got {self.otlp_endpoint!r}")
         _one_of("log_format", self.log_format, ("text", "json"))
+        _boolean("console", self.console)
         _boolean("open_metrics", self.open_metrics)
         _boolean("store_responses", self.store_responses)
         _number("response_ttl_s", self.response_ttl_s, 1.0, 10.0 * 365 * 86400)

@@ -13,7 +13,7 @@ The same calls in the same order make the same decisions. There is no clock, no 
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Iterable, Mapping
 from collections.abc import Sequence as Ordered
 from dataclasses import dataclass
@@ -30,6 +30,9 @@ from octavo.core.tables import Tables
 from octavo.errors import Bug, RequestError
 
 __all__ = ["Limits", "Scheduler"]
+
+MAX_CLIENTS = 4096
+"""Whose a realm of the cache is, is remembered of so many."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +73,7 @@ class Scheduler:
             max_chunk=limits.chunk_tokens,
         )
         self._next_step = 0
+        self._clients: OrderedDict[bytes, str] = OrderedDict()
 
     @property
     def sequences(self) -> Mapping[int, Sequence]:
@@ -105,6 +109,10 @@ class Scheduler:
         width, total = check_request(self.limits, request)
         group = self.roster.enter(request, width)
         lineage = self.cache.lineage(request.namespace, request.num_public_tokens)
+        self._clients[lineage.seed] = request.client
+        self._clients.move_to_end(lineage.seed)
+        if len(self._clients) > MAX_CLIENTS:
+            self._clients.popitem(last=False)
         num_draws = 0 if request.params.embed else 1 if group.is_beam or request.begun else width
         if request.begun:
             self.roster.branched(group)
@@ -153,6 +161,10 @@ class Scheduler:
     def unpin(self, tokens: Iterable[int], namespace: bytes = b"") -> int:
         """Take a pin back. Returns how many blocks it kept, 0 when there was none."""
         return self.cache.unpin(tuple(tokens), namespace)
+
+    def client_of(self, realm: bytes) -> str | None:
+        """Who was the last to compute in that realm of the cache; None for everybody's, and where that is forgotten."""
+        return self._clients.get(realm)
 
     def reset_cache(self) -> int:
         """Forget every cached block that nothing running uses. Returns how many."""

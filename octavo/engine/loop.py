@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 
 from octavo.codec.tokenizer import Tokenizer
 from octavo.core.cache import Counters
+from octavo.core.pages import Pages, pages
 from octavo.core.scheduler import Scheduler
 from octavo.core.sequence import Request, SamplingParams
 from octavo.core.step import Event, Finished, Forked, Held, Preempted, Step, StepResult, Token
@@ -228,6 +229,10 @@ class Engine:
     def reset_prefix_cache(self) -> int:
         """Forget cached prefixes that nothing running uses, and not those that are pinned. Returns how many blocks."""
         return self.scheduler.reset_cache()
+
+    def pages(self, max_shown: int) -> Pages:
+        """The pool of blocks as it is now."""
+        return pages(self.scheduler, max_shown)
 
     def step(self) -> list[Update]:
         """One turn: plan the next step while the last one runs, start it, commit the last one.

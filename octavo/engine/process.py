@@ -30,6 +30,8 @@ from octavo.link.channel import Channel, connect
 from octavo.link.wire import LinkClosed, LinkError
 
 STATS_PERIOD_S = 1.0
+MAX_PAGES = 8192
+"""Blocks of the pool that are shown at most."""
 DRAIN_PULSES = 30
 EXIT_LOAD, EXIT_BROKEN = 3, 4
 
@@ -108,6 +110,8 @@ class EngineProcess:
                         self._thread.call(partial(self._cancel, frame.request_id))
                     case frames.ResetCache():
                         self._thread.call(self._reset_cache)
+                    case frames.ShowPages():
+                        self._thread.call(self._show_pages)
                     case frames.Drain():
                         self._is_draining = True
                         self._thread.call(self._note_if_drained)
@@ -172,6 +176,13 @@ class EngineProcess:
     def _reset_cache(self) -> None:
         done = frames.CacheWasReset(num_blocks=self._built.engine.reset_prefix_cache())
         self._loop.call_soon_threadsafe(self._post, done)
+
+    def _show_pages(self) -> None:
+        now = self._built.engine.pages(MAX_PAGES)
+        shown = frames.Pages(
+            states=now.states, owners=now.owners, clients=now.clients, num_blocks=now.num_blocks
+        )
+        self._loop.call_soon_threadsafe(self._post, shown)
 
     def _deliver(self, updates: list[Update]) -> None:
         """In the engine's thread: updates become frames."""

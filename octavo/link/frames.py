@@ -26,7 +26,7 @@ import msgspec
 from octavo.config import EngineConfig
 from octavo.core.sequence import SamplingParams
 
-PROTOCOL = 3
+PROTOCOL = 4
 """Raised when a frame changes its meaning. Two processes that differ in it part at once."""
 
 
@@ -194,6 +194,19 @@ class CacheWasReset(Frame, frozen=True):
     num_blocks: int
 
 
+class ShowPages(Frame, frozen=True):
+    """What is in the pool of blocks now?"""
+
+
+class Pages(Frame, frozen=True):
+    """Engine to front: what each block is, and whose, as in `octavo.core.pages`."""
+
+    states: bytes
+    owners: tuple[int, ...]
+    clients: tuple[str, ...]
+    num_blocks: int
+
+
 class Accepted(Frame, frozen=True):
     """The request is in the scheduler's queue and will end with Ended."""
 
@@ -329,7 +342,7 @@ class Stats(Frame, frozen=True):
     fairness_gap: float = 0.0
 
 
-ToEngine = Configure | Submit | Cancel | Drain | ResetCache
+ToEngine = Configure | Submit | Cancel | Drain | ResetCache | ShowPages
 ToFront = (
     Hello
     | Loading
@@ -342,6 +355,7 @@ ToFront = (
     | Ended
     | Stats
     | CacheWasReset
+    | Pages
 )
 
 TO_ENGINE: Any = ToEngine

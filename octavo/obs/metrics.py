@@ -82,6 +82,7 @@ class Metrics:
         self.tokens = counter(
             "tokens", "Tokens of requests that ran: input, of these cached, and output", "direction"
         )
+        self.output_tokens_now = self.tokens.labels("output")
         self.tenant_tokens = counter("tenant_service_tokens", "Input and output tokens by tenant", "tenant")
         self.throttled = counter("tenant_throttled", "Requests refused for their tenant's rate", "tenant")
         self.dropped = counter(

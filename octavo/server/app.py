@@ -11,6 +11,7 @@ from starlette.routing import Router
 from starlette.types import ASGIApp
 
 import octavo
+from octavo.server.console import STATIC
 from octavo.server.front import Front
 from octavo.server.gate import OPEN_PATHS, Gate
 from octavo.server.openapi import document
@@ -44,7 +45,7 @@ def route_of(path: str) -> str:
 
 
 def _open_paths(open_metrics: bool) -> frozenset[str]:
-    return OPEN_PATHS | {"/metrics"} if open_metrics else OPEN_PATHS
+    return OPEN_PATHS | frozenset(STATIC) | ({"/metrics"} if open_metrics else set())
 
 
 @functools.cache

@@ -164,6 +164,14 @@ class Fleet:
             self._router.forget(member.number)
         return sum(await asyncio.gather(*[member.reset_prefix_cache() for member in ready]))
 
+    async def pages(self) -> list[tuple[int, frames.Pages]]:
+        """What is in the pool of each engine that serves, by its number. Raises HttpError when none does."""
+        ready = self._ready_members()
+        if not ready:
+            raise self._not_ready()
+        shown = await asyncio.gather(*[member.pages() for member in ready])
+        return [(member.number, pages) for member, pages in zip(ready, shown, strict=True)]
+
     async def sleep(self, within_s: float) -> None:
         """End every engine process, which gives back their memory; what runs has `within_s` to end.
 

@@ -8,6 +8,7 @@ import hashlib
 import math
 import secrets
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, TypeVar
@@ -25,7 +26,7 @@ from octavo.errors import Busy, LoadError, PromptTooLong, RequestError, UnknownM
 from octavo.link import frames
 from octavo.obs.log import Log
 from octavo.obs.metrics import Metrics
-from octavo.obs.traces import Traces
+from octavo.obs.traces import Span, Traces
 from octavo.server import keyring
 from octavo.server.fleet import Fleet
 from octavo.server.grammars import Grammars
@@ -46,6 +47,8 @@ CODEC_S = 20.0
 """Reading, rendering and tokenizing one request takes at most this long."""
 BATCH_PRIORITY = 2**40
 """Behind whatever anybody asks for."""
+MAX_RECENT = 512
+"""Requests that have ended and are remembered, for whoever asks what became of theirs."""
 MAX_DEADLINE_MS = 7 * 86_400_000
 _T = TypeVar("_T")
 
@@ -70,6 +73,7 @@ class Front:
         self.started_s = time.time()
         self.is_draining = False
         self.running: set[Running] = set()
+        self.recent: deque[tuple[str, Span]] = deque(maxlen=MAX_RECENT)
         self._num_seeds = 0
         self.storage: Storage | None = None
         self.batches: Batches | None = None
@@ -179,6 +183,7 @@ class Front:
             caller=caller,
             deadline_s=None if allowed_s is None else (caller.received_s or arrival_s) + allowed_s,
             on_gap=self.metrics.itl.observe if len(prompts) == params.num_choices == 1 else None,
+            on_tokens=self.metrics.output_tokens_now.inc,
         )
 
     async def admit(self, running: Running) -> None:

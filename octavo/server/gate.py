@@ -142,11 +142,13 @@ class Gate:
         self, scope: Scope, headers: Headers, ended: str | None, received_s: float, status: int
     ) -> None:
         traces, caller = self._front.traces, scope["state"].get("caller", ANYBODY)
-        if traces is None or scope["path"] in UNTRACED:
+        path = scope["path"]
+        is_shown = path in self._metered and self._front.config.console
+        if path in UNTRACED or (traces is None and not is_shown):
             return
         span = request_span(
             method=scope["method"],
-            route=self._label(scope["path"]),
+            route=self._label(path),
             status=status,
             start_s=received_s,
             end_s=time.monotonic(),
@@ -156,7 +158,10 @@ class Gate:
             error=ended,
             running=scope["state"].get("running"),
         )
-        traces.note(span, headers, time.time() - time.monotonic())
+        if is_shown:
+            self._front.recent.append((caller.tenant.tenant_id, span))
+        if traces is not None:
+            traces.note(span, headers, time.time() - time.monotonic())
 
     def _count(self, scope: Scope, headers: Headers, ended: str | None) -> None:
         if ended is None:

@@ -21,6 +21,7 @@ from octavo.obs.log import Log
 from octavo.server.journal import Entry, FromEngine
 from octavo.server.replica import Replica
 
+Answer = frames.CacheWasReset | frames.Pages
 LOOK_S = 0.5
 PULSE_S = 8.0
 """An engine says something about once a second. Silence for so long, and it is taken for dead."""
@@ -101,7 +102,7 @@ class Member:
         self._condemned: str | None = None
         self._leaves: Departure | None = None
         self._awake = asyncio.Event()
-        self._resets: deque[asyncio.Future[int]] = deque()
+        self._questions: deque[tuple[type[Answer], asyncio.Future[Answer]]] = deque()
 
     @property
     def pid(self) -> int | None:
@@ -148,15 +149,28 @@ class Member:
 
     async def reset_prefix_cache(self) -> int:
         """Have the engine forget what nothing running uses. Returns how many blocks. Raises HttpError."""
+        answer = await self._ask(frames.ResetCache(), frames.CacheWasReset)
+        assert isinstance(answer, frames.CacheWasReset)
+        return answer.num_blocks
+
+    async def pages(self) -> frames.Pages:
+        """What is in the engine's pool of blocks. Raises HttpError."""
+        answer = await self._ask(frames.ShowPages(), frames.Pages)
+        assert isinstance(answer, frames.Pages)
+        return answer
+
+    async def _ask(self, question: frames.Frame, kind: type[Answer]) -> Answer:
+        """Questions are answered in the order in which they were asked."""
         assert self._replica is not None
-        done: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        self._resets.append(done)
+        answered: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        asked = (kind, answered)
+        self._questions.append(asked)
         try:
-            self._replica.post(frames.ResetCache())
+            self._replica.post(question)
         except LinkError as error:
-            self._resets.remove(done)
+            self._questions.remove(asked)
             raise HttpError("no_ready_replica", "the engine is being started again") from error
-        return await done
+        return await answered
 
     async def start(self) -> None:
         """Start the first engine. Raises ConfigError or LoadError; nothing is left running then."""
@@ -196,7 +210,7 @@ class Member:
             left, self._leaves = self._leaves, None
             aboard = list(self.aboard.values())
             self.aboard.clear()
-            self._fail_resets(how)
+            self._fail_questions(how)
             if left is None:
                 self.phase = Phase.RESTARTING
                 self.last_failure = f"the engine process {how}"
@@ -299,11 +313,12 @@ class Member:
                 self._note_rate(frame)
                 self.stats = frame
                 self._home.on_stats(self, frame)
-            case frames.CacheWasReset():
-                if not self._resets:
-                    raise LinkError("it sent CacheWasReset unasked")
-                if not (done := self._resets.popleft()).done():  # cancelled
-                    done.set_result(frame.num_blocks)
+            case frames.CacheWasReset() | frames.Pages():
+                if not self._questions or not isinstance(frame, self._questions[0][0]):
+                    raise LinkError(f"it sent {type(frame).__name__} unasked")
+                _, answered = self._questions.popleft()
+                if not answered.done():  # cancelled
+                    answered.set_result(frame)
             case (
                 frames.Accepted() | frames.Refused() | frames.Delta() | frames.ChoiceEnded() | frames.Ended()
             ):
@@ -327,10 +342,11 @@ class Member:
             self._home.on_end(self, entry)
         entry.deliver(frame)
 
-    def _fail_resets(self, how: str) -> None:
-        while self._resets:
-            if not (done := self._resets.popleft()).done():
-                done.set_exception(HttpError("no_ready_replica", f"the engine process {how}"))
+    def _fail_questions(self, how: str) -> None:
+        while self._questions:
+            _, answered = self._questions.popleft()
+            if not answered.done():
+                answered.set_exception(HttpError("no_ready_replica", f"the engine process {how}"))
 
 
 def _longer(pause_s: float) -> float:

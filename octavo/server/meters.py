@@ -41,7 +41,6 @@ def note_run(meters: Metrics, running: Running) -> None:
     prompt_tokens = running.num_prompt_tokens
     meters.tokens.labels("input").inc(prompt_tokens)
     meters.tokens.labels("cached").inc(marks.cached_tokens)
-    meters.tokens.labels("output").inc(marks.output_tokens)
     meters.tenant_tokens.labels(meters.tenant(running.caller.tenant.tenant_id)).inc(
         prompt_tokens + marks.output_tokens
     )

@@ -25,7 +25,7 @@ from octavo.api.messages import CountedTokens as MessageTokens
 from octavo.api.responses import CountedTokens, Deleted, InputTokensRequest, ItemList, ResponsesRequest
 from octavo.api.responses import Response as ModelResponse
 from octavo.api.tokens import DetokenizeRequest, Text, TokenizeMessages, TokenizePrompt, Tokens
-from octavo.server import batches, files, health, messages, meters, models, responses, tokens
+from octavo.server import batches, console, files, health, messages, meters, models, responses, tokens
 from octavo.server.endpoints import ENDPOINTS, run_model
 
 Schema = Mapping[str, Any]
@@ -179,5 +179,11 @@ OPERATIONS = (
     Operation("GET", "/health/live", health.live, "Whether the process answers", dict),
     Operation("GET", "/health/ready", health.ready, "Whether a request would be taken up", dict),
     Operation("GET", "/metrics", meters.metrics, "Metrics for Prometheus", media=("text/plain",)),
+    *(
+        Operation("GET", path, console.static, "The console", media=(file.kind,))
+        for path, file in console.STATIC.items()
+    ),
+    Operation("GET", "/console/pages", console.pages, "What the blocks of the cache hold", dict),
+    Operation("GET", "/console/requests", console.requests, "One's own requests that have ended", dict),
     Operation("GET", "/version", health.version, "The version", dict),
 )

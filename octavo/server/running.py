@@ -48,6 +48,7 @@ class Running:
     deadline_s     when its answer must have ended, on the monotonic clock; None is never
     timer          rings then
     on_gap         is told the seconds between tokens
+    on_tokens      is told how many have come
 
     Deltas of one choice that wait here together become one, so a slow reader holds at most its own answer.
     """
@@ -60,6 +61,7 @@ class Running:
         caller: Caller = ANYBODY,
         deadline_s: float | None = None,
         on_gap: Callable[[float], None] | None = None,
+        on_tokens: Callable[[float], None] | None = None,
     ) -> None:
         self.submits = tuple(submits)
         self.grammar_param = grammar_param
@@ -68,6 +70,7 @@ class Running:
         self.timer: asyncio.TimerHandle | None = None
         self.marks = Marks(time.monotonic() if caller.received_s is None else caller.received_s)
         self._on_gap = on_gap
+        self._on_tokens = on_tokens
         self._place = {submit.request_id: place for place, submit in enumerate(submits)}
         self._waiting: deque[Update] = deque()
         self._wake = asyncio.Event()
@@ -122,6 +125,8 @@ class Running:
             self._on_gap(now_s - marks.last_s)
         marks.last_s = now_s
         marks.output_tokens += len(delta.token_ids)
+        if self._on_tokens is not None:
+            self._on_tokens(len(delta.token_ids))
 
     def fail(self, error: OctavoError) -> None:
         """Nothing more will come; whoever waits gets the error after what has already arrived."""

