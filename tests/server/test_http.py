@@ -112,7 +112,6 @@ def test_health_says_what_it_knows(server):
     ("method", "path", "status", "code"),
     [
         ("GET", "/v1", 404, "not_found"),
-        ("GET", "/v1", 404, "not_found"),
         ("GET", "/v1/models/", 404, "model_not_found"),
         ("GET", "//v1/models", 404, "not_found"),
         ("GET", "/v1/models/../../health", 404, "model_not_found"),
