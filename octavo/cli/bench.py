@@ -1,7 +1,8 @@
-"""Measure: latency of a few requests, throughput of many, or this machine's own limits.
+"""Measure: latency of a few requests, throughput of many, a server under load, or this machine's own limits.
 
     octavo bench latency MODEL --prompt-tokens 128 --output-tokens 128
     octavo bench throughput MODEL --requests 32
+    octavo bench serve --url http://127.0.0.1:8000 --rate 4 --requests 200 --slo-ttft 500ms --slo-tpot 50ms
     octavo bench machine
 
 Prompts are random token ids from a fixed seed, answers are greedy and of forced length. Figures are medians over
@@ -11,46 +12,73 @@ the repeats, with the interquartile range.
 from __future__ import annotations
 
 import argparse
+import asyncio
+import math
+import random
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from octavo.cli import output, settings
+from octavo.cli import load, output, settings
 from octavo.cli.generate import ENGINE
 from octavo.cli.models import check_early
 from octavo.cli.progress import Progress
 from octavo.config import EngineConfig
 from octavo.errors import ConfigError
-from octavo.units import format_bytes, format_rate, format_seconds, parse_count
+from octavo.units import format_bytes, format_rate, format_seconds, parse_count, parse_seconds
 
 if TYPE_CHECKING:
     from octavo.engine.measure import Latency, Spread, Throughput
 
 
+SERVE_ONLY = ("url", "api_key", "rate", "concurrency", "slo_ttft", "slo_tpot")
+
+
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("what", choices=["latency", "throughput", "machine"])
+    parser.add_argument("what", choices=["latency", "throughput", "serve", "machine"])
     parser.add_argument(
         "model", nargs="?", metavar="MODEL", help="directory, hub id, bundled name, or config.json"
     )
     group = parser.add_argument_group("workload")
     group.add_argument(
-        "--prompt-tokens", metavar="COUNT", help="or LOW-HIGH for throughput [default 128; 64-512]"
+        "--prompt-tokens", metavar="COUNT", help="or LOW-HIGH for throughput and serve [default 128; 64-512]"
     )
     group.add_argument(
-        "--output-tokens", metavar="COUNT", help="or LOW-HIGH for throughput [default 128; 32-128]"
+        "--output-tokens", metavar="COUNT", help="or LOW-HIGH for throughput and serve [default 128; 32-128]"
     )
     group.add_argument(
         "--batch-size", type=int, metavar="COUNT", help="latency: requests sent together [default 1]"
     )
     group.add_argument(
-        "--requests", type=int, metavar="COUNT", help="throughput: requests sent at once [default 32]"
+        "--requests",
+        type=int,
+        metavar="COUNT",
+        help="throughput: requests sent at once [default 32]; serve: requests in all [default 100]",
     )
     group.add_argument("--repeats", type=int, metavar="COUNT", help="how often to measure [default 5]")
+    group = parser.add_argument_group("serve")
+    group.add_argument("--url", help="address of the server")
+    group.add_argument("--api-key", metavar="KEY", help="the key it asks for")
+    group.add_argument(
+        "--rate", type=float, metavar="PER_S", help="requests sent per second, at random times"
+    )
+    group.add_argument(
+        "--concurrency", type=int, metavar="COUNT", help="or so many at a time, one after another"
+    )
+    group.add_argument(
+        "--slo-ttft", metavar="TIME", help="an answer is good whose first token comes within that"
+    )
+    group.add_argument(
+        "--slo-tpot", metavar="TIME", help="and whose others take no longer than that on average"
+    )
     output.add_json(parser)
     settings.add_flags(parser, ENGINE)
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.what == "serve":
+        return _serve(args)
+    _refuse(args, *SERVE_ONLY)
     config = settings.read(args).engine
     if args.what != "machine":
         check_early(config.model.model)
@@ -105,6 +133,52 @@ def _throughput(args: argparse.Namespace, config: EngineConfig) -> int:
     else:
         _print_throughput(measured)
     return 0
+
+
+def _serve(args: argparse.Namespace) -> int:
+    _refuse(args, "batch_size", "repeats")
+    if args.url is None:
+        raise ConfigError("bench serve needs --url, the address of a server; `octavo serve` starts one")
+    if (args.rate is None) == (args.concurrency is None):
+        raise ConfigError("bench serve needs either --rate or --concurrency")
+    if min(one for one in (args.rate, args.concurrency) if one is not None) <= 0:
+        raise ConfigError("--rate and --concurrency must be above 0")
+    low, high = _range("--prompt-tokens", args.prompt_tokens, (64, 512))
+    least, most = _range("--output-tokens", args.output_tokens, (32, 128))
+    count = 100 if args.requests is None else args.requests
+    slo = load.Slo(_time("--slo-ttft", args.slo_ttft), _time("--slo-tpot", args.slo_tpot))
+    key = args.api_key or next(iter(settings.read(args).server.api_key), None)
+    target = load.Target.of(args.url, args.model, key)
+    rng = random.Random(args.knob_seed or 0)
+    pool = asyncio.run(load.token_pool(target))
+    times = load.poisson(rng, count, args.rate) if args.rate else [0.0] * count
+    asks = [
+        load.Ask(at_s, rng.choices(pool, k=rng.randint(low, high)), rng.randint(least, most))
+        for at_s in times
+    ]
+    if args.rate:
+        found = load.summary(asyncio.run(load.run_open(target, asks)), slo)
+    else:
+        found = load.summary(asyncio.run(load.run_closed(target, asks, args.concurrency)), slo)
+    rates = {"goodput_per_s": found.goodput_per_s, "output_tokens_per_s": found.tokens_per_s}
+    if args.json:
+        output.print_json(asdict(found) | rates)
+    else:
+        _print_serve(found)
+    return 0
+
+
+def _print_serve(found: load.Summary) -> None:
+    failed = ", ".join(f"{count} {code}" for code, count in sorted(found.codes.items())) or "none"
+    print(f"{found.num_requests} requests in {format_seconds(found.wall_s)}; failed: {failed}")
+    rate = format_rate(found.tokens_per_s, "tok")
+    print(f"{found.num_good} good ones, {found.goodput_per_s:.2f}/s; {rate} of output")
+    names = {"ttft": "first token", "tpot": "each token after", "itl": "between arrivals", "e2e": "all"}
+    rows = [
+        (names[name], *(format_seconds(value) if value == value else "-" for value in parts.values()))
+        for name, parts in found.percentiles_s.items()
+    ]
+    output.print_table(["time", "p50", "p90", "p99"], rows, right=[1, 2, 3])
 
 
 def _machine(args: argparse.Namespace, config: EngineConfig) -> int:
@@ -179,6 +253,13 @@ def _refuse(args: argparse.Namespace, *names: str) -> None:
             raise ConfigError(
                 f"bench {args.what} has no use for {'--' if name != 'model' else ''}{name.replace('_', '-')}"
             )
+
+
+def _time(flag: str, text: str | None) -> float:
+    try:
+        return math.inf if text is None else parse_seconds(text)
+    except ConfigError as error:
+        raise ConfigError(f"{flag}: {error}") from None
 
 
 def _count(flag: str, text: str | None, default: int) -> int:
