@@ -14,7 +14,7 @@ import random
 import time
 import urllib.parse
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from octavo.errors import ConfigError
@@ -31,12 +31,17 @@ LOST, LATE = "connection_lost", "took_too_long"
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """One request. `at_s` is when it goes out, after the start; a closed loop does not look at it."""
+    """One request. `at_s` is when it goes out, after the start; a closed loop does not look at it.
+
+    key   where it is not the target's
+    more  fields of its body
+    """
 
     at_s: float
     prompt: Sequence[int]
     num_output_tokens: int
     key: str | None = None
+    more: Mapping[str, object] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -173,6 +178,7 @@ async def _answered(target: Target, ask: Ask, start_s: float) -> Outcome:
         "temperature": 0,
         "stream": True,
         "stream_options": {"include_usage": True},
+        **ask.more,
     }
     if target.model is not None:
         body["model"] = target.model
