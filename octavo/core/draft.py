@@ -61,8 +61,8 @@ class Draft:
 
     def reserve(self, seq_id: int, num_blocks: int) -> None:
         """Keep that many blocks for the rest of a prefill when others ask to begin."""
+        self.reserved_blocks += num_blocks - self.reserves.get(seq_id, 0)
         self.reserves[seq_id] = num_blocks
-        self.reserved_blocks += num_blocks
 
     def withdraw(self, seq_id: int) -> list[Copy]:
         """Take back what was decided for a sequence. Returns the copies that will not be made."""

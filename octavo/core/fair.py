@@ -6,13 +6,16 @@ the client with the lowest count; its requests go in order of arrival. Whoever c
 waiting is lifted to the lowest count of those who wait, so that nobody saves service up.
 
 A turn is given when the request begins (or steps aside for a prefix) and never taken back: from then on its place is
-fixed, as `planning.py` needs it to be.
+fixed, as `planning.py` needs it to be. So that long answers of one client do not hold every seat until they end, a
+client gets no turn while it has all seats but an eighth, where others have been seen.
 With one client the turns are the order of arrival.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -27,22 +30,41 @@ OUTPUT_COST = 2.0
 """An output token takes a share of a whole step. Section 4.1 of the paper has 1 and 2, after the prices of services."""
 
 
+KEPT_SEATS = 8
+"""One of so many seats is for others than the client that has the rest."""
+
+
 @dataclass(slots=True)
 class Client:
-    """One client's requests that wait for their turn, by priority, and the service it has had."""
+    """One client's requests that wait for their turn, by priority, the service it has had, and the seats it has."""
 
     served: float = 0.0
+    num_seats: int = 0
     lines: dict[int, deque[Group]] = field(default_factory=dict)
 
 
 class Turns:
-    """Requests that wait for their turn. Clients are remembered; their number is the caller's to bound."""
+    """Requests that wait for their turn. Clients are remembered; their number is the caller's to bound.
 
-    def __init__(self) -> None:
+    max_seats  that a client may have and still be given a turn, where there are others
+    """
+
+    def __init__(self, num_seats: int) -> None:
+        self.max_seats = num_seats - num_seats // KEPT_SEATS
         self.clients: dict[str, Client] = {}
         self._num_waiting: dict[int, int] = {}
         self._level = 0.0
         self._in_line: dict[str, Client] = {}
+        self._is_for_all = False
+
+    @contextmanager
+    def for_all(self) -> Iterator[None]:
+        """Meanwhile nobody's seats are held against him: nothing runs that could give one back."""
+        self._is_for_all = True
+        try:
+            yield
+        finally:
+            self._is_for_all = False
 
     def __len__(self) -> int:
         """Requests that wait here."""
@@ -55,8 +77,14 @@ class Turns:
 
     @property
     def best_priority(self) -> int | None:
-        """Of those that wait; None when nobody does."""
-        return min(self._num_waiting, default=None)
+        """Of those that wait and may have a turn; None when nobody does."""
+        return min((priority for client in self._eligible() for priority in client.lines), default=None)
+
+    def _eligible(self) -> list[Client]:
+        """Clients that wait and may have a turn."""
+        if len(self.clients) < 2 or self._is_for_all:
+            return list(self._in_line.values())
+        return [client for client in self._in_line.values() if client.num_seats < self.max_seats]
 
     @property
     def gap(self) -> float:
@@ -76,11 +104,12 @@ class Turns:
         self._num_waiting[priority] = self._num_waiting.get(priority, 0) + 1
 
     def head(self) -> Group | None:
-        """Whose turn is next; None when nobody waits. The earlier arrival wins a tie."""
-        priority = self.best_priority
+        """Whose turn is next; None when nobody waits that may have one. The earlier arrival wins a tie."""
+        eligible = self._eligible()
+        priority = min((priority for client in eligible for priority in client.lines), default=None)
         if priority is None:
             return None
-        ready = [client for client in self._in_line.values() if priority in client.lines]
+        ready = [client for client in eligible if priority in client.lines]
         return min(ready, key=lambda client: (client.served, client.lines[priority][0].arrival)).lines[
             priority
         ][0]
@@ -98,6 +127,14 @@ class Turns:
         self._num_waiting[priority] -= 1
         if not self._num_waiting[priority]:
             del self._num_waiting[priority]
+
+    def is_behind(self, request: Request, other: Request) -> bool:
+        """Whether the client of `request` has been served less than that of `other`."""
+        return self.clients[request.client].served < self.clients[other.client].served
+
+    def seated(self, request: Request, change: int) -> None:
+        """So many seats more, or less, are taken by this request."""
+        self.clients[request.client].num_seats += change
 
     def charge(self, request: Request, cost: float) -> None:
         """Add `cost` weighted tokens, times the request's own weight; what is negative is given back."""

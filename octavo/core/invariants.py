@@ -263,7 +263,17 @@ def _check_turns(roster: Roster) -> set[int]:
                     )
                     in_line.add(sequence.seq_id)
     _require(len(in_line) == turns.num_sequences, "a request stands in line twice")
-    best = min((priority for client in turns.clients.values() for priority in client.lines), default=None)
+    seats: dict[str, int] = {}
+    for group in roster.groups.values():
+        seats[group.request.client] = seats.get(group.request.client, 0) + group.num_seats
+    for name, client in turns.clients.items():
+        _require(client.num_seats == seats.get(name, 0), f"client {name!r} miscounts its seats")
+    may = [
+        client
+        for name, client in turns.clients.items()
+        if len(turns.clients) < 2 or seats.get(name, 0) < turns.max_seats
+    ]
+    best = min((priority for client in may for priority in client.lines), default=None)
     _require(best == turns.best_priority, "the best priority in line is not what it is said to be")
     return in_line
 

@@ -6,6 +6,8 @@ There is no prefill phase and no decode phase. Each plan gives one token budget 
     2  running prefills share what is left, best placed first, at most `max_chunk_tokens` each
     3  waiting sequences begin, best placed first, as the rules of `admit.py` let them; before running prefills of
        worse priority. Those that have begun before go first; among the others clients take turns (`fair.py`).
+       Whoever waits and has been served less than the client of a running prefill begins before that goes on, with
+       half of what is left of the budget, so that a long prompt of one client is not what a short one waits for.
 
 Blocks go to the best placed first; the worst placed gives its own up (`victims.py`). A preempted sequence keeps its
 tokens, goes back to its place in the queue and recomputes.
@@ -61,18 +63,24 @@ class Planner:
         draft = Draft(self._cache, self._budget)
         self._continue_running(draft)
         self._admit_waiting(draft)
-        if draft.is_empty and not is_in_flight and self._roster.head is not None:
-            self._make_way_for_head(draft)
+        if draft.is_empty and not is_in_flight:
+            with self._roster.turns.for_all():
+                if self._roster.head is not None:
+                    self._make_way_for_head(draft)
         return draft
 
     def _continue_running(self, draft: Draft) -> None:
         ready = [(sequence, sequence.num_ready) for sequence in self._roster.resident]
         draft.promised_tokens = sum(1 for _, count in ready if count == 1)
+        if self._roster.turns.head() is not None:
+            for sequence, count in ready:
+                if count > 1:
+                    draft.reserve(sequence.seq_id, self._tables.outstanding(sequence))
         for sequence, count in ready:
             if count == 1:
                 draft.promised_tokens -= 1
             elif count:
-                self._admit_waiting(draft, better_than=sequence.request.priority)
+                self._admit_waiting(draft, before=sequence)
             if not count or sequence.seq_id in draft.preempted:
                 continue
             if count > 1:
@@ -132,24 +140,35 @@ class Planner:
         )
         draft.add(piece, extension.copies, is_decode=start + 1 == known)
 
-    def _admit_waiting(self, draft: Draft, better_than: int | None = None) -> None:
-        """Let waiting sequences begin until one has to wait; with `better_than`, only those of better priority."""
+    def _admit_waiting(self, draft: Draft, before: Sequence | None = None) -> None:
+        """Let waiting sequences begin until one has to wait.
+
+        before  a running prefill: only those begin that may go before it
+        """
         place = 0
         while not draft.is_closed:
             sequence = self._candidate(place)
-            if sequence is None or (better_than is not None and sequence.request.priority >= better_than):
+            if sequence is None or (before is not None and not self._may_go_before(sequence, before, draft)):
                 return
             refusal = self._refusal(sequence, draft)
             if refusal is not None and not refusal[1] and self._make_way_by_priority(sequence, draft):
                 refusal = self._refusal(sequence, draft)
             if refusal is None:
-                self._begin(sequence, draft)
+                is_equal = before is not None and before.request.priority == sequence.request.priority
+                self._begin(sequence, draft, is_early=is_equal)
                 continue
             sequence.wait(refusal[0])
             draft.is_closed = not refusal[1]
             if sequence.turn is None and not draft.is_closed:
                 self._roster.call(sequence)
             place += 1
+
+    def _may_go_before(self, sequence: Sequence, running: Sequence, draft: Draft) -> bool:
+        """By its priority; or, where something of the budget will be left, by what its client has been served."""
+        ours, theirs = sequence.request, running.request
+        if ours.priority != theirs.priority:
+            return ours.priority < theirs.priority
+        return sequence.turn is None and draft.tokens_left > 1 and self._roster.turns.is_behind(ours, theirs)
 
     def _candidate(self, place: int) -> Sequence | None:
         """Who is asked next, when those before `place` in the queue have been."""
@@ -169,8 +188,8 @@ class Planner:
                 return reason, rule.lets_others_pass
         return None
 
-    def _begin(self, sequence: Sequence, draft: Draft) -> None:
-        """Give a waiting sequence memory and its first slice."""
+    def _begin(self, sequence: Sequence, draft: Draft, *, is_early: bool = False) -> None:
+        """Give a waiting sequence memory and its first slice; half of the budget's rest for one that goes early."""
         hit = draft.hit(sequence)
         spare = self._pool.num_available - self._tables.needed_with(sequence, hit) - draft.reserved_blocks
         with_partial = hit.partial is not None and spare >= (hit.partial[0] in self._pool.idle)
@@ -186,7 +205,8 @@ class Planner:
             sequence.num_cached_tokens = sequence.num_computed
             self._roster.served_cached(sequence)
         sequence.cache_report = hit.report
-        count = min(sequence.num_ready, self._max_chunk, draft.tokens_left)
+        tokens_left = draft.tokens_left // 2 if is_early else draft.tokens_left
+        count = min(sequence.num_ready, self._max_chunk, max(tokens_left, 1))
         end = self._tables.reachable(sequence, sequence.num_planned + count)
         self._tables.extend(sequence, end)
         self._slice(sequence, end, extension, draft)

@@ -61,7 +61,7 @@ class Roster:
         self.resident: list[Sequence] = []
         self.waiting: list[Sequence] = []
         self.num_seats = 0
-        self.turns = Turns()
+        self.turns = Turns(max_num_seqs)
         self.now_s = float("-inf")
         self.max_num_seqs = max_num_seqs
         self._num_arrivals = 0
@@ -195,6 +195,8 @@ class Roster:
 
     def _reseat(self, group: Group) -> None:
         seats = group.num_seats_wanted if group.num_resident else 0
+        if seats != group.num_seats:
+            self.turns.seated(group.request, seats - group.num_seats)
         self.num_seats += seats - group.num_seats
         group.num_seats = seats
 

@@ -64,6 +64,10 @@ class Counts:
     fairness_gap: float
 
 
+LONG_STEP = 0.25
+"""Of the most tokens in a step: more make a long one."""
+
+
 class Engine:
     """Requests in, updates out. Belongs to one thread; only the executor's work runs beside it.
 
@@ -237,10 +241,12 @@ class Engine:
     def step(self) -> list[Update]:
         """One turn: plan the next step while the last one runs, start it, commit the last one.
 
+        While a long one runs (LONG_STEP) nothing is planned: whoever comes meanwhile is in the next step then, and not
+        in the one after it, and the pause for planning is little beside it.
         Raises Bug when a step could not be carried out, and from then on.
         """
         self._raise_failure()
-        ahead = self._planned()
+        ahead = None if self._is_long_step_running() else self._planned()
         updates: list[Update] = []
         if self._flight is not None:
             step, future = self._flight
@@ -259,6 +265,12 @@ class Engine:
             self._failure = Bug(f"{len(self._tracked)} requests wait, and the scheduler plans nothing")
             self._raise_failure()
         return updates
+
+    def _is_long_step_running(self) -> bool:
+        if self._flight is None:
+            return False
+        num_tokens = sum(piece.num_tokens for piece in self._flight[0].slices)
+        return num_tokens > LONG_STEP * self.scheduler.limits.max_num_batched_tokens
 
     def _carried_out(self, step: Step, future: Future[StepResult]) -> StepResult:
         """The step's result. Whatever broke it ends the engine: what one sequence does comes back as its output."""

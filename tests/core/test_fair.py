@@ -150,3 +150,89 @@ def test_the_gap_between_two_backlogged_clients_is_bounded(seed):
                 served[event.request_id[0]] += 2
         assert abs(served["a"] - served["b"]) <= min(bound, tight)
     assert min(served.values()) > 10 * per_request
+
+
+# Seats, and long prompts
+
+
+def seats_of(world: World) -> Counter[str]:
+    return Counter(sequence.request.client for sequence in world.scheduler.roster.resident)
+
+
+def test_a_client_does_not_hold_every_seat_where_there_are_others():
+    world = World(limits(num_blocks=200, max_num_seqs=16))
+    world.submit(ask("b", 99))
+    world.drain()
+    for number in range(30):
+        world.submit(ask("a", number, max_tokens=40))
+    for _ in range(12):
+        world.turn()
+    assert seats_of(world) == {"a": 14}
+    world.submit(ask("b", 0, max_tokens=3))
+    world.turn()
+    assert seats_of(world)["b"] == 1, "it begins at once"
+    world.drain()
+
+
+def test_a_client_that_is_alone_has_every_seat():
+    world = World(limits(num_blocks=200, max_num_seqs=16))
+    for number in range(30):
+        world.submit(ask("a", number, max_tokens=40))
+    for _ in range(12):
+        world.turn()
+    assert seats_of(world) == {"a": 16}
+
+
+def test_requests_with_many_choices_begin_though_they_take_more_than_is_left():
+    world = World(limits(num_blocks=200, max_num_seqs=16))
+    world.submit(ask("b", 99))
+    world.drain()
+    world.submit(ask("a", 0, n=16, max_tokens=4))
+    world.submit(ask("a", 1, n=16, max_tokens=4))
+    world.drain()
+    assert world.output("a1")
+
+
+def test_a_short_prompt_does_not_wait_for_the_rest_of_anothers_long_one():
+    world = World(limits(num_blocks=200, max_num_batched_tokens=16, max_chunk_tokens=16, max_model_len=256))
+    world.submit(ask("b", 99, prompt=1))
+    world.drain()
+    world.submit(ask("a", 0, prompt=48))
+    world.turn()
+    world.submit(ask("b", 0, prompt=4))
+    step = world.plan()
+    tokens = {
+        world.scheduler.sequences[piece.seq_id].request.client: piece.num_tokens for piece in step.slices
+    }
+    assert tokens == {"a": 12, "b": 4}
+    world.land()
+    world.drain()
+
+
+def test_going_early_takes_half_of_what_is_left_at_most():
+    world = World(limits(num_blocks=200, max_num_batched_tokens=16, max_chunk_tokens=16, max_model_len=256))
+    world.submit(ask("b", 99, prompt=1))
+    world.drain()
+    world.submit(ask("a", 0, prompt=48))
+    world.turn()
+    world.submit(ask("b", 0, prompt=30))
+    step = world.plan()
+    assert sorted(piece.num_tokens for piece in step.slices) == [8, 8]
+    world.land()
+    world.drain()
+
+
+def test_who_has_been_served_more_does_not_go_early():
+    world = World(limits(num_blocks=200, max_num_batched_tokens=16, max_chunk_tokens=16, max_model_len=256))
+    world.submit(ask("b", 99, prompt=40, max_tokens=9))
+    world.drain()
+    world.submit(ask("a", 0, prompt=48))
+    world.turn()
+    turns = world.scheduler.roster.turns
+    turns.charge(ask("b", 1), 1000.0)
+    world.submit(ask("b", 0, prompt=4))
+    assert turns.clients["b"].served > turns.clients["a"].served
+    step = world.plan()
+    assert [piece.num_tokens for piece in step.slices] == [16]
+    world.land()
+    world.drain()
