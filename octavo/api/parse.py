@@ -7,6 +7,7 @@ its value asks for nothing; one that never changes an answer; or unknown. Those 
 from __future__ import annotations
 
 import contextlib
+import functools
 import re
 import threading
 from collections.abc import Mapping
@@ -67,7 +68,7 @@ def parse(body: bytes, kind: type[_T]) -> tuple[_T, list[str]]:
         raise HttpError("invalid_json", "the body must be a JSON object") from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise HttpError("invalid_json", f"the body is not valid JSON: {_reason(error)}") from None
-    known = {field.encode_name for field in msgspec.structs.fields(kind)}
+    known = _names(kind)
     idle: list[str] = []
     for name, raw in fields.items():
         if name in NOT_BUILT and name not in known:
@@ -112,6 +113,12 @@ def _unescaped(key: bytes) -> str:
     with contextlib.suppress(msgspec.DecodeError):
         return msgspec.json.decode(b'"' + key + b'"', type=str)
     return key.decode()
+
+
+@functools.cache
+def _names(kind: type[msgspec.Struct]) -> frozenset[str]:
+    """What its fields are called on the wire."""
+    return frozenset(kind.__struct_encode_fields__)
 
 
 def _decoder(kind: type[msgspec.Struct]) -> msgspec.json.Decoder[Any]:
