@@ -7,13 +7,15 @@ waiting is lifted to the lowest count of those who wait, so that nobody saves se
 
 A turn is given when the request begins (or steps aside for a prefix) and never taken back: from then on its place is
 fixed, as `planning.py` needs it to be. So that long answers of one client do not hold every seat until they end, a
-client gets no turn while it has all seats but an eighth, where others have been seen.
+client gets no turn while it has an equal share of the seats and another has been served less lately, counting those who
+have asked lately for something of its priority or a better one; and never the last eighth of the seats, where others
+have been seen at all. What was served lately fades, and nobody is lifted there: it tells who asks for little.
 With one client the turns are the order of arrival.
 """
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -32,13 +34,21 @@ OUTPUT_COST = 2.0
 
 KEPT_SEATS = 8
 """One of so many seats is for others than the client that has the rest."""
+LATELY_S = 10.0
+"""Whoever asked within that time counts as somebody who asks; and what was served that long ago counts half."""
 
 
 @dataclass(slots=True)
 class Client:
-    """One client's requests that wait for their turn, by priority, the service it has had, and the seats it has."""
+    """One client's requests that wait for their turn, by priority, and the seats it has.
+
+    served  the service it has had, for turns
+    lately  what of it has not faded at `faded_s`
+    """
 
     served: float = 0.0
+    lately: float = 0.0
+    faded_s: float = float("-inf")
     num_seats: int = 0
     lines: dict[int, deque[Group]] = field(default_factory=dict)
 
@@ -46,11 +56,13 @@ class Client:
 class Turns:
     """Requests that wait for their turn. Clients are remembered; their number is the caller's to bound.
 
-    max_seats  that a client may have and still be given a turn, where there are others
+    now_s  the latest time the scheduler was told
     """
 
     def __init__(self, num_seats: int) -> None:
-        self.max_seats = num_seats - num_seats // KEPT_SEATS
+        self.now_s = float("-inf")
+        self._num_seats = num_seats
+        self._asked: dict[int, OrderedDict[str, float]] = {}
         self.clients: dict[str, Client] = {}
         self._num_waiting: dict[int, int] = {}
         self._level = 0.0
@@ -78,13 +90,58 @@ class Turns:
     @property
     def best_priority(self) -> int | None:
         """Of those that wait and may have a turn; None when nobody does."""
-        return min((priority for client in self._eligible() for priority in client.lines), default=None)
+        return min((priority for _, priority in self._eligible()), default=None)
 
-    def _eligible(self) -> list[Client]:
-        """Clients that wait and may have a turn."""
+    def may_have_turn(self, client: Client, priority: int) -> bool:
+        """Whether its seats let it have a turn for a request of that priority."""
+        return client.num_seats < self._limit(client, self._measure(priority))
+
+    def _measure(self, priority: int) -> tuple[int, float]:
+        """How many have asked lately for something that good or better, and the least that one has had lately."""
+        asking = [name for other, asked in self._asked.items() if other <= priority for name in asked]
+        return len(asking), min((self._lately(self.clients[name]) for name in asking), default=0.0)
+
+    def _lately(self, client: Client) -> float:
+        """The service it has had lately, as of now."""
+        if client.faded_s != self.now_s:
+            client.lately *= 0.5 ** ((self.now_s - client.faded_s) / LATELY_S)
+            client.faded_s = self.now_s
+        return client.lately
+
+    def _limit(self, client: Client, measure: tuple[int, float]) -> int:
+        """Seats with which it gets no turn."""
         if len(self.clients) < 2 or self._is_for_all:
-            return list(self._in_line.values())
-        return [client for client in self._in_line.values() if client.num_seats < self.max_seats]
+            return self._num_seats + 1
+        num_asking, least = measure
+        most = self._num_seats - self._num_seats // KEPT_SEATS
+        return max(min(most, self._num_seats // num_asking), 1) if self._lately(client) > least else most
+
+    def _eligible(self) -> list[tuple[Client, int]]:
+        """Clients that wait and may have a turn, each with the priorities of what may."""
+        measures = {priority: self._measure(priority) for priority in self._num_waiting}
+        return [
+            (client, priority)
+            for client in self._in_line.values()
+            for priority in client.lines
+            if client.num_seats < self._limit(client, measures[priority])
+        ]
+
+    def tell(self, now_s: float) -> None:
+        """It is later now: those who have not asked lately, and have nothing here, are no longer counted."""
+        self.now_s = now_s
+        for priority, asked in list(self._asked.items()):
+            while asked:
+                name, since_s = next(iter(asked.items()))
+                if self.now_s - since_s <= LATELY_S:
+                    break
+                client = self.clients[name]
+                if client.num_seats or client.lines:
+                    asked[name] = self.now_s
+                    asked.move_to_end(name)
+                else:
+                    del asked[name]
+            if not asked:
+                del self._asked[priority]
 
     @property
     def gap(self) -> float:
@@ -100,19 +157,21 @@ class Turns:
             client.served = max(client.served, min(waiting, default=self._level))
             self._in_line[group.request.client] = client
         priority = group.request.priority
+        asked = self._asked.setdefault(priority, OrderedDict())
+        asked[group.request.client] = self.now_s
+        asked.move_to_end(group.request.client)
         client.lines.setdefault(priority, deque()).append(group)
         self._num_waiting[priority] = self._num_waiting.get(priority, 0) + 1
 
     def head(self) -> Group | None:
         """Whose turn is next; None when nobody waits that may have one. The earlier arrival wins a tie."""
         eligible = self._eligible()
-        priority = min((priority for client in eligible for priority in client.lines), default=None)
-        if priority is None:
+        best = min((priority for _, priority in eligible), default=None)
+        if best is None:
             return None
-        ready = [client for client in eligible if priority in client.lines]
-        return min(ready, key=lambda client: (client.served, client.lines[priority][0].arrival)).lines[
-            priority
-        ][0]
+        ready = [client for client, priority in eligible if priority == best]
+        first = min(ready, key=lambda client: (client.served, client.lines[best][0].arrival))
+        return first.lines[best][0]
 
     def remove(self, group: Group) -> None:
         """It waits here no longer: its turn has come, or it has ended."""
@@ -138,4 +197,6 @@ class Turns:
 
     def charge(self, request: Request, cost: float) -> None:
         """Add `cost` weighted tokens, times the request's own weight; what is negative is given back."""
-        self.clients[request.client].served += cost * request.cost_weight
+        client = self.clients[request.client]
+        client.served += cost * request.cost_weight
+        client.lately = self._lately(client) + cost * request.cost_weight

@@ -268,12 +268,15 @@ def _check_turns(roster: Roster) -> set[int]:
         seats[group.request.client] = seats.get(group.request.client, 0) + group.num_seats
     for name, client in turns.clients.items():
         _require(client.num_seats == seats.get(name, 0), f"client {name!r} miscounts its seats")
-    may = [
-        client
-        for name, client in turns.clients.items()
-        if len(turns.clients) < 2 or seats.get(name, 0) < turns.max_seats
-    ]
-    best = min((priority for client in may for priority in client.lines), default=None)
+    best = min(
+        (
+            priority
+            for client in turns.clients.values()
+            for priority in client.lines
+            if turns.may_have_turn(client, priority)
+        ),
+        default=None,
+    )
     _require(best == turns.best_priority, "the best priority in line is not what it is said to be")
     return in_line
 

@@ -68,6 +68,11 @@ class Roster:
         self._num_turns = 0
         self._next_seq_id = 0
 
+    def tell(self, now_s: float) -> None:
+        """It is later now."""
+        self.now_s = now_s
+        self.turns.tell(now_s)
+
     def enter(self, request: Request, width: int) -> Group:
         """Open a group for a new request; it has no sequence yet."""
         group = Group(request=request, arrival=self._num_arrivals, width=width, has_branched=width == 1)

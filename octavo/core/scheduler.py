@@ -333,7 +333,7 @@ class Scheduler:
         """Time is told, never asked, and only goes forward."""
         if now_s < self.roster.now_s:
             raise Bug(f"time went back from {self.roster.now_s} s to {now_s} s")
-        self.roster.now_s = now_s
+        self.roster.tell(now_s)
 
     def _waiting_events(self) -> list[Event]:
         events: list[Event] = list(self._planner.events)

@@ -48,6 +48,7 @@ class World:
         self.shadow = Shadow(limits.num_blocks, limits.block_tokens, limits.window_tokens, vocab)
         self.stories: dict[str, Story] = {}
         self.held: dict[str, dict[int, tuple]] = {}
+        self.now_s = 0.0
         self.planned: list[Step] = []
         self.steps: list[Step] = []
         self.events: list[Event] = []
@@ -63,7 +64,7 @@ class World:
 
     def submit(self, request: Request) -> None:
         self._called("submit", request)
-        self.scheduler.submit(request, 0.0)
+        self.scheduler.submit(request, self.now_s)
         story = self.stories[request.request_id] = Story(request)
         for sequence in self.scheduler.live(request.request_id):
             output = sequence.tokens[len(request.prompt) :]
@@ -76,7 +77,7 @@ class World:
             return None
         self._called("plan")
         before = Before(self.scheduler)
-        step = self.scheduler.plan(0.0)
+        step = self.scheduler.plan(self.now_s)
         before.compare(self.scheduler, step)
         if step is not None:
             self.planned.append(step)
@@ -98,16 +99,16 @@ class World:
 
     def commit(self, step: Step, result: StepResult) -> list[Event]:
         self._called("commit", step, result)
-        return self._take_in(self.scheduler.commit(step, result, 0.0))
+        return self._take_in(self.scheduler.commit(step, result, self.now_s))
 
     def cancel(self, request_id: str) -> list[Event]:
         self._called("cancel", request_id)
-        return self._take_in(self.scheduler.cancel(request_id, 0.0))
+        return self._take_in(self.scheduler.cancel(request_id, self.now_s))
 
     def finish(self, seq_id: int, reason: str = "stop") -> list[Event]:
         self._called("finish", seq_id, reason)
         self.stories[self.scheduler.sequences[seq_id].request.request_id].is_disturbed = True
-        return self._take_in(self.scheduler.finish(seq_id, reason, 0.0))
+        return self._take_in(self.scheduler.finish(seq_id, reason, self.now_s))
 
     def pin(self, tokens: tuple[int, ...], namespace: bytes = b"") -> int:
         self._called("pin", tokens, namespace)
@@ -138,7 +139,7 @@ class World:
         if not beams:
             self._verify_beams(story, [tokens[seq_id] for seq_id in held])
         self._called("advance", request_id, tuple(beams))
-        return self._take_in(self.scheduler.advance(request_id, beams, 0.0))
+        return self._take_in(self.scheduler.advance(request_id, beams, self.now_s))
 
     def turn(self, *, ahead: bool = True) -> list[Event]:
         """One turn of an engine's loop: keep one step ahead if `ahead`, commit the oldest."""
