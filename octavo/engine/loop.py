@@ -241,12 +241,13 @@ class Engine:
     def step(self) -> list[Update]:
         """One turn: plan the next step while the last one runs, start it, commit the last one.
 
-        While a long one runs (LONG_STEP) nothing is planned: whoever comes meanwhile is in the next step then, and not
-        in the one after it, and the pause for planning is little beside it.
+        While a long one runs (LONG_STEP) nothing is planned, and the next turn does it: whoever comes meanwhile is in
+        the next step then, and not in the one after it, and the pause for planning is little beside it.
         Raises Bug when a step could not be carried out, and from then on.
         """
         self._raise_failure()
-        ahead = None if self._is_long_step_running() else self._planned()
+        is_long = self._is_long_step_running()
+        ahead = None if is_long else self._planned()
         updates: list[Update] = []
         if self._flight is not None:
             step, future = self._flight
@@ -257,11 +258,11 @@ class Engine:
             events = self.scheduler.commit(step, result, self._clock())
             self._note_prompts(result)
             updates = self._told(events)
-            if self._flight is None and self._tracked:
+            if self._flight is None and self._tracked and not is_long:
                 self._launch(self._planned())
         else:
             self._launch(ahead)
-        if self._flight is None and self._tracked and not updates:
+        if self._flight is None and self._tracked and not updates and not is_long:
             self._failure = Bug(f"{len(self._tracked)} requests wait, and the scheduler plans nothing")
             self._raise_failure()
         return updates
