@@ -105,6 +105,9 @@ class SchedulerConfig:
 
     max_num_seqs: int = _knob(256, "sequences running side by side", text="count")
     max_num_batched_tokens: int | None = _knob(None, "tokens in one step", text="count", none="auto")
+    max_num_mixed_tokens: int | None = _knob(
+        None, "tokens in a step that others wait for: in which sequences decode", text="count", none="auto"
+    )
     max_chunk_tokens: int | None = _knob(
         None, "prompt tokens of one sequence in one step", text="count", none="auto"
     )
@@ -112,6 +115,7 @@ class SchedulerConfig:
     def __post_init__(self) -> None:
         _whole("max_num_seqs", self.max_num_seqs, 1, 65536)
         _optional_whole("max_num_batched_tokens", self.max_num_batched_tokens, 1, None)
+        _optional_whole("max_num_mixed_tokens", self.max_num_mixed_tokens, 1, None)
         _optional_whole("max_chunk_tokens", self.max_chunk_tokens, 1, None)
 
 

@@ -17,6 +17,8 @@ class Limits:
     block_tokens            tokens per block
     max_num_seqs            sequences with memory at a time, choices and beams counted
     max_num_batched_tokens  tokens in one step; at least `max_num_seqs`, so that every running sequence can decode
+    max_num_mixed_tokens    the same for a step in which sequences decode, or that another client waits for; it holds
+                            what decodes, and half of this beside it, whatever that comes to. None: as the above
     max_model_len           longest sequence, prompt and output
     window_tokens           set when every layer has this sliding window: blocks behind it are freed
     enable_prefix_caching   share and keep the blocks of common prefixes
@@ -33,6 +35,7 @@ class Limits:
     window_tokens: int | None = None
     enable_prefix_caching: bool = True
     max_chunk_tokens: int | None = None
+    max_num_mixed_tokens: int | None = None
     max_pinned_blocks: int = 0
     fingerprint: bytes = b""
 
@@ -47,6 +50,16 @@ class Limits:
             _at_least("window_tokens", self.window_tokens, 1)
         if self.max_chunk_tokens is not None:
             _at_least("max_chunk_tokens", self.max_chunk_tokens, 1)
+
+        if self.max_num_mixed_tokens is not None:
+            _at_least("max_num_mixed_tokens", self.max_num_mixed_tokens, 1)
+
+    def mixed_tokens(self, num_decodes: int) -> int:
+        """Tokens of a step that others wait for, with so many that decode in it."""
+        if self.max_num_mixed_tokens is None:
+            return self.max_num_batched_tokens
+        wanted = max(self.max_num_mixed_tokens, num_decodes + (self.max_num_mixed_tokens + 1) // 2)
+        return min(wanted, self.max_num_batched_tokens)
 
     @property
     def chunk_tokens(self) -> int:

@@ -3,21 +3,27 @@
 There is no prefill phase and no decode phase. Each plan gives one token budget away:
 
     1  every running sequence with exactly one known token to compute gets it (decodes are never starved)
-    2  running prefills share what is left, best placed first, at most `max_chunk_tokens` each
+    2  running prefills share what is left, at most `max_chunk_tokens` each, best placed first; those of one priority
+       in the order of the service their clients have had
     3  waiting sequences begin, best placed first, as the rules of `admit.py` let them; before running prefills of
        worse priority. Those that have begun before go first; among the others clients take turns (`fair.py`).
-       Whoever waits and has been served less than the client of a running prefill begins before that goes on, with
-       half of what is left of the budget, so that a long prompt of one client is not what a short one waits for.
+       Whoever waits and has been served less than the client of a running prefill begins before that goes on, so
+       that a long prompt of one client is not what a short one of another waits for.
+
+The budget is the whole of it where nobody would wait for the step to end but those who are in it for their prompts. A
+step that sequences decode in, or that another client waits for, has `max_num_mixed_tokens` at most.
 
 Blocks go to the best placed first; the worst placed gives its own up (`victims.py`). A preempted sequence keeps its
 tokens, goes back to its place in the queue and recomputes.
 
 Why this cannot livelock: the order of sequences that have begun is total and fixed while they live, nobody yields to
 a worse placed one (held beams aside, which need nothing), and `submit` refuses what would not fit an empty pool. So
-with nothing in flight the best placed sequence that is not held gets at least one token: all others can be preempted
-for it if it has memory, and if it waits, then nobody behind it may begin, those with memory end in bounded time, and
-as soon as only held beams have memory they are preempted for it. Who is in front of those that have never begun
-changes only while others are served more, so every one of them comes to the front, and stays there until it begins.
+with nothing in flight the best placed sequence that is not held gets at least one token, or else the prefill of a
+client that has been served less has taken all there was, got on by it, and is served less no longer at some time. All
+others can be preempted for the best placed if it has memory, and if it waits, then nobody behind it may begin, those
+with memory end in bounded time, and as soon as only held beams have memory they are preempted for it. Who is in front
+of those that have never begun changes only while others are served more, so every one of them comes to the front, and
+stays there until it begins.
 """
 
 from __future__ import annotations
@@ -27,6 +33,7 @@ from collections.abc import Sequence as Ordered
 from octavo.core.admit import Rule
 from octavo.core.cache import CACHING_IS_OFF, WANTS_EMBEDDING, WANTS_PROMPT_LOGPROBS
 from octavo.core.draft import Draft
+from octavo.core.limits import Limits
 from octavo.core.roster import Roster
 from octavo.core.sequence import Sequence, State
 from octavo.core.step import Preempted, Slice
@@ -39,15 +46,9 @@ WAITS_FOR_FLIGHT = "blocks it needs are in use by a step in flight"
 
 
 class Planner:
-    """Plans over one roster and its tables. Holds the preemptions that no step has reported yet.
+    """Plans over one roster and its tables. Holds the preemptions that no step has reported yet."""
 
-    budget     most tokens in a step
-    max_chunk  most tokens of one sequence in a step
-    """
-
-    def __init__(
-        self, roster: Roster, tables: Tables, rules: Ordered[Rule], *, budget: int, max_chunk: int
-    ) -> None:
+    def __init__(self, roster: Roster, tables: Tables, rules: Ordered[Rule], limits: Limits) -> None:
         self.preempted: list[int] = []
         self.events: list[Preempted] = []
         self._roster = roster
@@ -55,12 +56,12 @@ class Planner:
         self._cache = tables.cache
         self._pool = tables.pool
         self._rules = rules
-        self._budget = budget
-        self._max_chunk = max_chunk
+        self._limits = limits
+        self._max_chunk = limits.chunk_tokens
 
     def draft(self, *, is_in_flight: bool) -> Draft:
         """Decide a step. An empty draft means that nothing can be computed before the next commit or submit."""
-        draft = Draft(self._cache, self._budget)
+        draft = Draft(self._cache, self._limits.max_num_batched_tokens)
         self._continue_running(draft)
         self._admit_waiting(draft)
         if draft.is_empty and not is_in_flight:
@@ -72,11 +73,12 @@ class Planner:
     def _continue_running(self, draft: Draft) -> None:
         ready = [(sequence, sequence.num_ready) for sequence in self._roster.resident]
         draft.promised_tokens = sum(1 for _, count in ready if count == 1)
-        if self._roster.turns.head() is not None:
-            for sequence, count in ready:
-                if count > 1:
-                    draft.reserve(sequence.seq_id, self._tables.outstanding(sequence))
-        for sequence, count in ready:
+        prefills = [sequence for sequence, count in ready if count > 1]
+        self._set_budget(draft, prefills)
+        in_turn = iter(sorted(prefills, key=self._prefill_order))
+        for placed, due in ready:
+            sequence = next(in_turn) if due > 1 else placed
+            count = sequence.num_ready if due > 1 else due
             if count == 1:
                 draft.promised_tokens -= 1
             elif count:
@@ -89,6 +91,16 @@ class Planner:
                     draft.reserve(sequence.seq_id, self._tables.outstanding(sequence))
                     continue
             self._continue(sequence, sequence.num_planned + count, draft)
+
+    def _set_budget(self, draft: Draft, prefills: Ordered[Sequence]) -> None:
+        """A short step where others wait for its end; blocks for the rest of prefills, where others may begin first."""
+        head = self._roster.next_in_turn()
+        others_wait = head is not None and any(head.request.client != one.request.client for one in prefills)
+        if draft.promised_tokens or others_wait:
+            draft.budget = self._limits.mixed_tokens(draft.promised_tokens)
+        if head is not None:
+            for sequence in prefills:
+                draft.reserve(sequence.seq_id, self._tables.outstanding(sequence))
 
     def _continue(self, sequence: Sequence, end: int, draft: Draft) -> None:
         tables = self._tables
@@ -170,6 +182,10 @@ class Planner:
             return ours.priority < theirs.priority
         return sequence.turn is None and draft.tokens_left > 1 and self._roster.turns.is_behind(ours, theirs)
 
+    def _prefill_order(self, sequence: Sequence) -> tuple[int, float, tuple[int, int, int]]:
+        request = sequence.request
+        return request.priority, self._roster.turns.clients[request.client].served, sequence.order
+
     def _candidate(self, place: int) -> Sequence | None:
         """Who is asked next, when those before `place` in the queue have been."""
         waiting, priority = self._roster.waiting, self._roster.turns.best_priority
@@ -189,7 +205,7 @@ class Planner:
         return None
 
     def _begin(self, sequence: Sequence, draft: Draft, *, is_early: bool = False) -> None:
-        """Give a waiting sequence memory and its first slice; half of the budget's rest for one that goes early."""
+        """Give a waiting sequence memory and its first slice. One that goes early leaves a token to the others."""
         hit = draft.hit(sequence)
         spare = self._pool.num_available - self._tables.needed_with(sequence, hit) - draft.reserved_blocks
         with_partial = hit.partial is not None and spare >= (hit.partial[0] in self._pool.idle)
@@ -205,8 +221,7 @@ class Planner:
             sequence.num_cached_tokens = sequence.num_computed
             self._roster.served_cached(sequence)
         sequence.cache_report = hit.report
-        tokens_left = draft.tokens_left // 2 if is_early else draft.tokens_left
-        count = min(sequence.num_ready, self._max_chunk, max(tokens_left, 1))
+        count = min(sequence.num_ready, self._max_chunk, draft.tokens_left - is_early)
         end = self._tables.reachable(sequence, sequence.num_planned + count)
         self._tables.extend(sequence, end)
         self._slice(sequence, end, extension, draft)

@@ -69,8 +69,7 @@ class Scheduler:
             self.roster,
             self.tables,
             rules,
-            budget=limits.max_num_batched_tokens,
-            max_chunk=limits.chunk_tokens,
+            limits,
         )
         self._next_step = 0
         self._clients: OrderedDict[bytes, str] = OrderedDict()

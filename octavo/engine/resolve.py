@@ -15,6 +15,7 @@ from octavo.units import format_bytes
 
 MEMORY_FRACTION = 0.9
 BLOCK_TOKENS = 16
+MIXED_PART = 4
 BATCHED_TOKENS = {"cpu": 512, "cuda": 4096}
 
 
@@ -76,6 +77,7 @@ def resolve(
         window_tokens=arch.window_tokens,
         enable_prefix_caching=config.kv.enable_prefix_caching,
         max_chunk_tokens=config.scheduler.max_chunk_tokens,
+        max_num_mixed_tokens=_mixed_tokens(config, batched, made),
     )
     quantization = config.model.quantization
     memory = _memory(config, arch, dtype, isa, threads, limit, limits, made)
@@ -166,6 +168,16 @@ def _batched_tokens(config: EngineConfig, device: str, seqs: int, made: list[Dec
     because = "keeps a step short beside running decodes; at least max_num_seqs"
     made.append(Decision("max_num_batched_tokens", str(batched), because))
     return batched
+
+
+def _mixed_tokens(config: EngineConfig, batched: int, made: list[Decision]) -> int:
+    asked = config.scheduler.max_num_mixed_tokens
+    if asked is not None:
+        return asked
+    mixed = max(batched // MIXED_PART, 1)
+    because = "a quarter: a step that decodes or that another client waits for is that much shorter"
+    made.append(Decision("max_num_mixed_tokens", str(mixed), because))
+    return mixed
 
 
 def _block_tokens(config: EngineConfig, made: list[Decision]) -> int:

@@ -129,12 +129,13 @@ class Fleet:
         failed = [member for member in self.members if member.last_failure is not None]
         return max(failed, key=lambda member: member.epoch).last_failure if failed else None
 
-    def first_token_in_s(self, running: Running) -> float:
-        """About how long the longest of its prompts will wait for the first token on the best engine."""
-        num_tokens = max(len(submit.prompt_token_ids) for submit in running.submits)
-        priority = running.submits[0].priority
-        ready = self._ready_members()
-        return min((one.first_token_in_s(num_tokens, priority) for one in ready), default=0.0)
+    def answer_in_s(self, running: Running) -> float:
+        """About how long a request will wait for the end of its answer on the best engine; 0 where nothing is known."""
+        return min((one.answer_in_s(running.submits[0]) for one in self._ready_members()), default=0.0)
+
+    def own_s(self, running: Running) -> float:
+        """About how long it takes once it has begun."""
+        return min((one.forecast.own_s(running.submits[0]) for one in self._ready_members()), default=0.0)
 
     def submit(self, running: Running) -> None:
         """Take in every prompt of a request. Raises HttpError when no engine is there and none will be in time."""

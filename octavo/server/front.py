@@ -217,15 +217,28 @@ class Front:
         if running.deadline_s is None:
             return
         left_s = running.deadline_s - time.monotonic()
-        takes_s = self.fleet.first_token_in_s(running)
+        takes_s = self.fleet.answer_in_s(running)
         if takes_s > left_s:
             raise HttpError(
                 "deadline_unattainable",
-                f"the first token would come in about {takes_s:.1f} s and the answer must have ended in "
+                f"the answer would end in about {takes_s:.1f} s and must have ended in "
                 f"{max(left_s, 0):.1f} s (deadline_ms)",
             )
+        own_s = min(self.fleet.own_s(running), left_s)
+        running.timer = asyncio.get_running_loop().call_later(
+            left_s - own_s, self._last_moment, running, own_s
+        )
+
+    def _last_moment(self, running: Running, own_s: float) -> None:
+        """Whoever begins later than now is late: let those go first that may still be in time."""
+        if own_s > 0 and running.marks.first_s is None:
+            running.fail(
+                HttpError("deadline_unattainable", "it had not begun in time to end by its deadline")
+            )
+            self.fleet.cancel(running)
+            return
         late = HttpError("deadline_exceeded", "the answer had not ended by its deadline (deadline_ms)")
-        running.timer = asyncio.get_running_loop().call_later(left_s, running.fail, late)
+        running.timer = asyncio.get_running_loop().call_later(own_s, running.fail, late)
 
     def _leave(self, running: Running) -> None:
         if running.timer is not None:

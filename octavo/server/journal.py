@@ -57,9 +57,9 @@ class Entry:
         return self.submit.request_id
 
     @property
-    def num_pending_tokens(self) -> int:
-        """Prompt tokens its engine has to compute before its first output."""
-        return 0 if self.has_output else len(self.submit.prompt_token_ids) - self.num_matched
+    def num_prompt_tokens_left(self) -> int:
+        """Prompt tokens that are to be computed where it was sent."""
+        return len(self.submit.prompt_token_ids) - self.num_matched
 
     def order(self) -> frames.Submit:
         """What to send to the next engine: the request, and how far its client is."""

@@ -18,6 +18,7 @@ from octavo.errors import LoadError, OctavoError
 from octavo.link import frames
 from octavo.link.wire import LinkError
 from octavo.obs.log import Log
+from octavo.server.forecast import Forecast
 from octavo.server.journal import Entry, FromEngine
 from octavo.server.replica import Replica
 
@@ -98,7 +99,7 @@ class Member:
         self._memory_limit: int | None = None
         self._heard_s = self._stepped_s = 0.0
         self._longest_step_s = 0.0
-        self.tokens_per_s = 0.0
+        self.forecast = Forecast(plan.config.scheduler.max_num_seqs)
         self._condemned: str | None = None
         self._leaves: Departure | None = None
         self._awake = asyncio.Event()
@@ -111,24 +112,11 @@ class Member:
 
     @property
     def load(self) -> Load:
-        pending = sum(entry.num_pending_tokens for entry in self.aboard.values())
-        return Load(self.number, pending, len(self.aboard))
+        return Load(self.number, self.forecast.num_pending_tokens, len(self.aboard))
 
-    def first_token_in_s(self, num_tokens: int, priority: int) -> float:
-        """About how long so long a prompt would wait here for its first token; 0 where that is not known.
-
-        Everything ahead of it is taken to be computed at the best rate seen, and while sequences wait for memory
-        or seats, as many requests to have to end as go ahead of it.
-        """
-        ahead = [
-            one for one in self.aboard.values() if one.submit.priority <= priority and not one.has_output
-        ]
-        num_tokens += sum(one.num_pending_tokens for one in ahead)
-        computing_s = num_tokens / self.tokens_per_s if self.tokens_per_s else 0.0
-        stats = self.stats
-        if stats is None or not stats.num_waiting or not stats.drained_per_s:
-            return computing_s
-        return max(computing_s, min(len(ahead), stats.num_waiting) / stats.drained_per_s)
+    def answer_in_s(self, submit: frames.Submit) -> float:
+        """About how long a request would wait here for the end of its answer; 0 where that is not known."""
+        return self.forecast.wait_s(submit, self.stats) + self.forecast.own_s(submit)
 
     def take(self, entry: Entry) -> None:
         """Send a request to the engine. Raises LinkError, and then the engine is as good as gone."""
@@ -137,11 +125,14 @@ class Member:
         entry.held_since_s = None
         entry.has_output = False
         self.aboard[entry.request_id] = entry
+        self.forecast.enter(entry)
 
     def cancel(self, request_id: str) -> bool:
         """Nobody waits for this any more; whether it was here."""
-        if self.aboard.pop(request_id, None) is None:
+        entry = self.aboard.pop(request_id, None)
+        if entry is None:
             return False
+        self.forecast.leave(entry)
         assert self._replica is not None
         with contextlib.suppress(LinkError):
             self._replica.post(frames.Cancel(request_id=request_id))
@@ -210,6 +201,7 @@ class Member:
             left, self._leaves = self._leaves, None
             aboard = list(self.aboard.values())
             self.aboard.clear()
+            self.forecast.clear()
             self._fail_questions(how)
             if left is None:
                 self.phase = Phase.RESTARTING
@@ -310,7 +302,6 @@ class Member:
                 if not self.aboard or self.stats is None or frame.num_steps != self.stats.num_steps:
                     self._stepped_s = self._heard_s
                 self._longest_step_s = max(self._longest_step_s, frame.longest_step_s)
-                self._note_rate(frame)
                 self.stats = frame
                 self._home.on_stats(self, frame)
             case frames.CacheWasReset() | frames.Pages():
@@ -326,21 +317,20 @@ class Member:
             case _:
                 raise LinkError(f"it sent {type(frame).__name__} while serving")
 
-    def _note_rate(self, now: frames.Stats) -> None:
-        before = self.stats or now
-        steps_s = now.steps_s - before.steps_s
-        if steps_s > 0:
-            rate = (now.computed_tokens - before.computed_tokens) / steps_s
-            self.tokens_per_s = max(self.tokens_per_s, rate)
-
     def _deliver(self, frame: FromEngine) -> None:
         entry = self.aboard.get(frame.request_id)
         if entry is None:  # cancelled meanwhile
             return
         if isinstance(frame, frames.Refused | frames.Ended):
             del self.aboard[frame.request_id]
+            self.forecast.leave(entry)
             self._home.on_end(self, entry)
+        if isinstance(frame, frames.Ended) and frame.error is None:
+            self.forecast.note(frame)
+        had_output = entry.has_output
         entry.deliver(frame)
+        if entry.has_output and not had_output:
+            self.forecast.begun(entry)
 
     def _fail_questions(self, how: str) -> None:
         while self._questions:

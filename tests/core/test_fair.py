@@ -213,7 +213,7 @@ def test_a_short_prompt_does_not_wait_for_the_rest_of_anothers_long_one():
     world.drain()
 
 
-def test_going_early_takes_half_of_what_is_left_at_most():
+def test_going_early_leaves_a_token_to_the_others():
     world = World(limits(num_blocks=200, max_num_batched_tokens=16, max_chunk_tokens=16, max_model_len=256))
     world.submit(ask("b", 99, prompt=1))
     world.drain()
@@ -221,7 +221,47 @@ def test_going_early_takes_half_of_what_is_left_at_most():
     world.turn()
     world.submit(ask("b", 0, prompt=30))
     step = world.plan()
-    assert sorted(piece.num_tokens for piece in step.slices) == [8, 8]
+    assert sorted(piece.num_tokens for piece in step.slices) == [1, 15]
+    world.land()
+    world.drain()
+
+
+def test_running_prefills_go_on_in_the_order_of_service():
+    world = World(limits(num_blocks=200, max_num_batched_tokens=16, max_chunk_tokens=16, max_model_len=256))
+    world.submit(ask("b", 99, prompt=1))
+    world.drain()
+    world.submit(ask("a", 0, prompt=48))
+    world.turn()
+    world.submit(ask("b", 0, prompt=30))
+    world.turn()
+    step = world.plan()
+    first = world.scheduler.sequences[step.slices[0].seq_id].request.client
+    assert {first: step.slices[0].num_tokens} == {"b": 15}
+    world.land()
+    world.drain()
+
+
+@pytest.mark.parametrize(("num_decodes", "tokens"), [(1, 8), (3, 8), (6, 10)])
+def test_a_step_in_which_somebody_decodes_is_short(num_decodes, tokens):
+    world = World(
+        limits(
+            num_blocks=400,
+            max_num_seqs=8,
+            max_num_batched_tokens=32,
+            max_num_mixed_tokens=8,
+            max_chunk_tokens=None,
+            max_model_len=256,
+        )
+    )
+    world.submit(ask("a", 99, prompt=60))
+    assert world.plan().num_tokens == 32, "nobody waits for it"
+    world.land()
+    world.drain()
+    for number in range(num_decodes):
+        world.submit(ask("a", number, prompt=1, max_tokens=30))
+    world.turn()
+    world.submit(ask("a", 50, prompt=60))
+    assert world.plan().num_tokens == tokens
     world.land()
     world.drain()
 

@@ -55,7 +55,8 @@ def test_everything_left_open_is_decided_with_a_reason() -> None:
 def test_what_was_set_is_taken_and_not_called_a_decision() -> None:
     resolved = settle(
         device="cpu", dtype="float32", num_threads=3, max_model_len=1000, max_num_seqs=5, max_num_batched_tokens=77,
-        max_chunk_tokens=33, block_size=4, memory_limit=2 * GIB, num_kv_blocks=900, enable_prefix_caching=False,
+        max_chunk_tokens=33, max_num_mixed_tokens=20,
+        block_size=4, memory_limit=2 * GIB, num_kv_blocks=900, enable_prefix_caching=False,
         kernels="portable",
     )  # fmt: skip
     limits = resolved.limits
