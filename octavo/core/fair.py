@@ -15,7 +15,7 @@ With one client the turns are the order of arrival.
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -42,10 +42,12 @@ LATELY_S = 10.0
 class Client:
     """One client's requests that wait for their turn, by priority, and the seats it has.
 
+    best    priority of what it has asked for
     served  the service it has had, for turns
     lately  what of it has not faded at `faded_s`
     """
 
+    best: int | None = None
     served: float = 0.0
     lately: float = 0.0
     faded_s: float = float("-inf")
@@ -63,6 +65,7 @@ class Turns:
         self.now_s = float("-inf")
         self._num_seats = num_seats
         self._asked: dict[int, OrderedDict[str, float]] = {}
+        self._known: Counter[int] = Counter()
         self.clients: dict[str, Client] = {}
         self._num_waiting: dict[int, int] = {}
         self._level = 0.0
@@ -96,8 +99,13 @@ class Turns:
         """Whether its seats let it have a turn for a request of that priority."""
         return client.num_seats < self._limit(client, self._measure(priority))
 
-    def _measure(self, priority: int) -> tuple[int, float]:
-        """How many have asked lately for something that good or better, and the least that one has had lately."""
+    def _measure(self, priority: int) -> tuple[int, float] | None:
+        """How many have asked lately for something that good or better, and the least that one has had lately.
+
+        None where there has never been but one of them.
+        """
+        if sum(count for best, count in self._known.items() if best <= priority) < 2:
+            return None
         asking = [name for other, asked in self._asked.items() if other <= priority for name in asked]
         return len(asking), min((self._lately(self.clients[name]) for name in asking), default=0.0)
 
@@ -108,9 +116,9 @@ class Turns:
             client.faded_s = self.now_s
         return client.lately
 
-    def _limit(self, client: Client, measure: tuple[int, float]) -> int:
+    def _limit(self, client: Client, measure: tuple[int, float] | None) -> int:
         """Seats with which it gets no turn."""
-        if len(self.clients) < 2 or self._is_for_all:
+        if measure is None or self._is_for_all:
             return self._num_seats + 1
         num_asking, least = measure
         most = self._num_seats - self._num_seats // KEPT_SEATS
@@ -157,6 +165,11 @@ class Turns:
             client.served = max(client.served, min(waiting, default=self._level))
             self._in_line[group.request.client] = client
         priority = group.request.priority
+        if client.best is None or priority < client.best:
+            self._known[priority] += 1
+            if client.best is not None:
+                self._known[client.best] -= 1
+            client.best = priority
         asked = self._asked.setdefault(priority, OrderedDict())
         asked[group.request.client] = self.now_s
         asked.move_to_end(group.request.client)

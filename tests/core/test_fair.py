@@ -280,3 +280,18 @@ def test_who_has_been_served_more_does_not_go_early():
     assert [piece.num_tokens for piece in step.slices] == [16]
     world.land()
     world.drain()
+
+
+def test_seats_are_not_kept_for_those_of_worse_priority():
+    world = World(limits(num_blocks=200, max_num_seqs=16))
+    world.submit(replace(ask("b", 99), priority=9))
+    world.drain()
+    for number in range(30):
+        world.submit(ask("a", number, max_tokens=40))
+    for _ in range(12):
+        world.turn()
+    assert seats_of(world) == {"a": 16}
+    for number in range(30):
+        world.submit(replace(ask("b", number, max_tokens=40), priority=9))
+    world.drain()
+    assert world.output("b29")
