@@ -10,8 +10,8 @@ There is no prefill phase and no decode phase. Each plan gives one token budget 
        Whoever waits and has been served less than the client of a running prefill begins before that goes on, so
        that a long prompt of one client is not what a short one of another waits for.
 
-The budget is the whole of it where nobody would wait for the step to end but those who are in it for their prompts. A
-step that sequences decode in, or that another client waits for, has `max_num_mixed_tokens` at most.
+The budget is the whole of it where nobody would wait for the step to end but those who are in it for their prompts, or
+are of worse priority. A step that others decode in, or that another client waits for, has `max_num_mixed_tokens`.
 
 Blocks go to the best placed first; the worst placed gives its own up (`victims.py`). A preempted sequence keeps its
 tokens, goes back to its place in the queue and recomputes.
@@ -74,7 +74,7 @@ class Planner:
         ready = [(sequence, sequence.num_ready) for sequence in self._roster.resident]
         draft.promised_tokens = sum(1 for _, count in ready if count == 1)
         prefills = [sequence for sequence, count in ready if count > 1]
-        self._set_budget(draft, prefills)
+        self._set_budget(draft, prefills, [sequence for sequence, count in ready if count == 1])
         in_turn = iter(sorted(prefills, key=self._prefill_order))
         for placed, due in ready:
             sequence = next(in_turn) if due > 1 else placed
@@ -92,11 +92,17 @@ class Planner:
                     continue
             self._continue(sequence, sequence.num_planned + count, draft)
 
-    def _set_budget(self, draft: Draft, prefills: Ordered[Sequence]) -> None:
-        """A short step where others wait for its end; blocks for the rest of prefills, where others may begin first."""
+    def _set_budget(self, draft: Draft, prefills: Ordered[Sequence], decodes: Ordered[Sequence]) -> None:
+        """A short step where others wait for its end; blocks for the rest of prefills, where others may begin first.
+
+        Whoever decodes at a worse priority than the best of the prompts has to wait for all of it.
+        """
         head = self._roster.next_in_turn()
+        prompts = [*prefills, head] if head is not None else prefills
+        best = min((one.request.priority for one in prompts), default=0)
+        others_decode = any(one.request.priority <= best for one in decodes)
         others_wait = head is not None and any(head.request.client != one.request.client for one in prefills)
-        if draft.promised_tokens or others_wait:
+        if others_decode or others_wait:
             draft.budget = self._limits.mixed_tokens(draft.promised_tokens)
         if head is not None:
             for sequence in prefills:

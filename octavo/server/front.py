@@ -8,7 +8,7 @@ import hashlib
 import math
 import secrets
 import time
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, TypeVar
@@ -48,7 +48,8 @@ CODEC_S = 20.0
 BATCH_PRIORITY = 2**40
 """Behind whatever anybody asks for."""
 MAX_RECENT = 512
-"""Requests that have ended and are remembered, for whoever asks what became of theirs."""
+"""Requests of a tenant that have ended and are remembered, for whoever asks what became of them."""
+MAX_RECENT_TENANTS = 64
 MAX_DEADLINE_MS = 7 * 86_400_000
 _T = TypeVar("_T")
 
@@ -73,7 +74,7 @@ class Front:
         self.started_s = time.time()
         self.is_draining = False
         self.running: set[Running] = set()
-        self.recent: deque[tuple[str, Span]] = deque(maxlen=MAX_RECENT)
+        self._recent: OrderedDict[str, deque[Span]] = OrderedDict()
         self._num_seeds = 0
         self.storage: Storage | None = None
         self.batches: Batches | None = None
@@ -205,6 +206,18 @@ class Front:
             self._leave(running)
             standing.charge(-num_tokens)
             raise
+
+    def remember(self, tenant_id: str, span: Span) -> None:
+        """A request of the tenant has ended."""
+        spans = self._recent.setdefault(tenant_id, deque(maxlen=MAX_RECENT))
+        spans.append(span)
+        self._recent.move_to_end(tenant_id)
+        if len(self._recent) > MAX_RECENT_TENANTS:
+            self._recent.popitem(last=False)
+
+    def recent(self, tenant_id: str) -> Sequence[Span]:
+        """The tenant's requests that have ended lately, oldest first."""
+        return tuple(self._recent.get(tenant_id, ()))
 
     def finish(self, running: Running) -> None:
         """The request is answered or given up: whatever of it still runs is cancelled."""

@@ -159,7 +159,7 @@ class Gate:
             running=scope["state"].get("running"),
         )
         if is_shown:
-            self._front.recent.append((caller.tenant.tenant_id, span))
+            self._front.remember(caller.tenant.tenant_id, span)
         if traces is not None:
             traces.note(span, headers, time.time() - time.monotonic())
 

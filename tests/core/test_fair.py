@@ -295,3 +295,14 @@ def test_seats_are_not_kept_for_those_of_worse_priority():
         world.submit(replace(ask("b", number, max_tokens=40), priority=9))
     world.drain()
     assert world.output("b29")
+
+
+def test_those_who_decode_at_a_worse_priority_do_not_shorten_the_step():
+    more = {"max_num_batched_tokens": 32, "max_num_mixed_tokens": 8, "max_chunk_tokens": None}
+    world = World(limits(num_blocks=400, max_num_seqs=8, max_model_len=256, **more))
+    world.submit(replace(ask("a/batch", 0, prompt=1, max_tokens=50), priority=9))
+    world.turn()
+    world.submit(replace(ask("a", 1, prompt=60), priority=0))
+    assert world.plan().num_tokens == 32
+    world.land()
+    world.drain()
