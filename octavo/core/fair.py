@@ -204,6 +204,10 @@ class Turns:
         """Whether the client of `request` has been served less than that of `other`."""
         return self.clients[request.client].served < self.clients[other.client].served
 
+    def expects_better(self, priority: int) -> bool:
+        """Whether somebody has lately asked for something of better priority."""
+        return any(other < priority for other in self._asked)
+
     def seated(self, request: Request, change: int) -> None:
         """So many seats more, or less, are taken by this request."""
         self.clients[request.client].num_seats += change

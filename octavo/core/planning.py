@@ -12,6 +12,8 @@ There is no prefill phase and no decode phase. Each plan gives one token budget 
 
 The budget is the whole of it where nobody would wait for the step to end but those who are in it for their prompts, or
 are of worse priority. A step that others decode in, or that another client waits for, has `max_num_mixed_tokens`.
+While clients of better priority ask now and then, prompts of worse priority go on in small pieces, so that whoever
+comes finds a short step under way.
 
 Blocks go to the best placed first; the worst placed gives its own up (`victims.py`). A preempted sequence keeps its
 tokens, goes back to its place in the queue and recomputes.
@@ -42,6 +44,8 @@ from octavo.core.victims import victim_for, yielding_to
 from octavo.errors import Bug
 
 JUST_PREEMPTED = "it gave its memory up in this very step"
+BACKGROUND = 8
+"""A prompt in the background has one of so many tokens of `max_num_mixed_tokens`."""
 WAITS_FOR_FLIGHT = "blocks it needs are in use by a step in flight"
 
 
@@ -86,11 +90,18 @@ class Planner:
             if not count or sequence.seq_id in draft.preempted:
                 continue
             if count > 1:
-                count = min(count, self._max_chunk, draft.tokens_left)
+                count = min(count, self._chunk(sequence, draft))
                 if count < 1:
                     draft.reserve(sequence.seq_id, self._tables.outstanding(sequence))
                     continue
             self._continue(sequence, sequence.num_planned + count, draft)
+
+    def _chunk(self, sequence: Sequence, draft: Draft) -> int:
+        """Tokens of a prompt in this step, at most; few where somebody of better priority may come any time."""
+        most = min(self._max_chunk, draft.tokens_left)
+        if self._roster.turns.expects_better(sequence.request.priority):
+            return min(most, max(self._limits.mixed_tokens(0) // BACKGROUND, 1))
+        return most
 
     def _set_budget(self, draft: Draft, prefills: Ordered[Sequence], decodes: Ordered[Sequence]) -> None:
         """A short step where others wait for its end; blocks for the rest of prefills, where others may begin first.
@@ -227,7 +238,7 @@ class Planner:
             sequence.num_cached_tokens = sequence.num_computed
             self._roster.served_cached(sequence)
         sequence.cache_report = hit.report
-        count = min(sequence.num_ready, self._max_chunk, draft.tokens_left - is_early)
+        count = max(min(sequence.num_ready, self._chunk(sequence, draft) - is_early), 1)
         end = self._tables.reachable(sequence, sequence.num_planned + count)
         self._tables.extend(sequence, end)
         self._slice(sequence, end, extension, draft)

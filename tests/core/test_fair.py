@@ -306,3 +306,21 @@ def test_those_who_decode_at_a_worse_priority_do_not_shorten_the_step():
     assert world.plan().num_tokens == 32
     world.land()
     world.drain()
+
+
+def test_prompts_in_the_background_go_on_in_small_pieces_while_better_ones_come():
+    more = {"max_num_batched_tokens": 32, "max_num_mixed_tokens": 16, "max_chunk_tokens": None}
+    world = World(limits(num_blocks=400, max_num_seqs=8, max_model_len=256, **more))
+    world.submit(replace(ask("a/batch", 0, prompt=60), priority=9))
+    assert world.plan().num_tokens == 32
+    world.land()
+    world.drain()
+    world.submit(ask("a", 0, prompt=8))
+    world.drain()
+    world.submit(replace(ask("a/batch", 1, prompt=60), priority=9))
+    assert world.plan().num_tokens == 2
+    world.land()
+    world.now_s = 100.0
+    assert world.plan().num_tokens == 32, "nobody has come lately"
+    world.land()
+    world.drain()
