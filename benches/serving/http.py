@@ -38,7 +38,7 @@ MAX_NUM_SEQS = 32
 WINDOW_S = 12.0
 """How long requests are sent for, in each subject of each round."""
 PROMPT, OUTPUT = (64, 256), (32, 128)
-CAPACITY_REQUESTS = 120
+CAPACITY_REQUESTS = 240
 DEADLINE_FACTOR = 4.0
 """Requests of the overload bench must have ended within so many times what one takes at capacity."""
 VICTIM_SHARE, FLOOD, FLOOD_PROMPT = 0.2, 10.0, 1200
@@ -191,8 +191,9 @@ def _capacity() -> tuple[float, float]:
     Measured once for all subjects of a run, so that all are offered the same.
     """
     with _model() as (_, target, pool):
-        asks = _asks(random.Random(7), pool, [0.0] * CAPACITY_REQUESTS)
-        asyncio.run(load.run_closed(target, asks[: 2 * MAX_NUM_SEQS], MAX_NUM_SEQS))
+        rng = random.Random(7)
+        asyncio.run(load.run_closed(target, _asks(rng, pool, [0.0] * 2 * MAX_NUM_SEQS), MAX_NUM_SEQS))
+        asks = _asks(rng, pool, [0.0] * CAPACITY_REQUESTS)
         outcomes = asyncio.run(load.run_closed(target, asks, MAX_NUM_SEQS))
     _refuse_failures(outcomes)
     found = load.summary(outcomes, Slo())
@@ -439,7 +440,7 @@ def _trace_capacity() -> float:
             Ask(0.0, rng.choices(pool, k=prompt), out)
             for prompt, out in rng.sample(lengths, CAPACITY_REQUESTS)
         ]
-        asyncio.run(load.run_closed(target, asks[: 2 * MAX_NUM_SEQS], MAX_NUM_SEQS))
+        asyncio.run(load.run_closed(target, _asks(rng, pool, [0.0] * 2 * MAX_NUM_SEQS), MAX_NUM_SEQS))
         outcomes = asyncio.run(load.run_closed(target, asks, MAX_NUM_SEQS))
     _refuse_failures(outcomes)
     return load.summary(outcomes, Slo()).goodput_per_s

@@ -34,6 +34,8 @@ OUTPUT_COST = 2.0
 
 KEPT_SEATS = 8
 """One of so many seats is for others than the client that has the rest."""
+MUCH = 4.0
+"""Whoever has been served so many times what another had lately is a heavy user beside it."""
 LATELY_S = 10.0
 """Whoever asked within that time counts as somebody who asks; and what was served that long ago counts half."""
 
@@ -204,9 +206,13 @@ class Turns:
         """Whether the client of `request` has been served less than that of `other`."""
         return self.clients[request.client].served < self.clients[other.client].served
 
-    def expects_better(self, priority: int) -> bool:
-        """Whether somebody has lately asked for something of better priority."""
-        return any(other < priority for other in self._asked)
+    def gives_way(self, request: Request) -> bool:
+        """Whether somebody has asked lately for something of better priority, or has been served much less lately."""
+        priority = request.priority
+        if any(other < priority for other in self._asked):
+            return True
+        measure = self._measure(priority)
+        return measure is not None and self._lately(self.clients[request.client]) > MUCH * measure[1]
 
     def seated(self, request: Request, change: int) -> None:
         """So many seats more, or less, are taken by this request."""

@@ -12,8 +12,8 @@ There is no prefill phase and no decode phase. Each plan gives one token budget 
 
 The budget is the whole of it where nobody would wait for the step to end but those who are in it for their prompts, or
 are of worse priority. A step that others decode in, or that another client waits for, has `max_num_mixed_tokens`.
-While clients of better priority ask now and then, prompts of worse priority go on in small pieces, so that whoever
-comes finds a short step under way.
+Prompts go on in small pieces while clients of better priority ask now and then, or such that have been served much
+less lately, so that whoever comes finds a short step under way.
 
 Blocks go to the best placed first; the worst placed gives its own up (`victims.py`). A preempted sequence keeps its
 tokens, goes back to its place in the queue and recomputes.
@@ -97,9 +97,9 @@ class Planner:
             self._continue(sequence, sequence.num_planned + count, draft)
 
     def _chunk(self, sequence: Sequence, draft: Draft) -> int:
-        """Tokens of a prompt in this step, at most; few where somebody of better priority may come any time."""
+        """Tokens of a prompt in this step, at most; few where somebody who goes before it may come any time."""
         most = min(self._max_chunk, draft.tokens_left)
-        if self._roster.turns.expects_better(sequence.request.priority):
+        if self._roster.turns.gives_way(sequence.request):
             return min(most, max(self._limits.mixed_tokens(0) // BACKGROUND, 1))
         return most
 

@@ -15,7 +15,7 @@ from octavo.units import format_bytes
 
 MEMORY_FRACTION = 0.9
 BLOCK_TOKENS = 16
-MIXED_PART = 4
+MIXED_PART = 2
 BATCHED_TOKENS = {"cpu": 512, "cuda": 4096}
 
 
@@ -175,7 +175,7 @@ def _mixed_tokens(config: EngineConfig, batched: int, made: list[Decision]) -> i
     if asked is not None:
         return asked
     mixed = max(batched // MIXED_PART, 1)
-    because = "a quarter: a step that decodes or that another client waits for is that much shorter"
+    because = "half: a step that decodes or that another client waits for is that much shorter"
     made.append(Decision("max_num_mixed_tokens", str(mixed), because))
     return mixed
 

@@ -324,3 +324,20 @@ def test_prompts_in_the_background_go_on_in_small_pieces_while_better_ones_come(
     assert world.plan().num_tokens == 32, "nobody has come lately"
     world.land()
     world.drain()
+
+
+def test_a_heavy_users_prompts_go_on_in_small_pieces_while_light_ones_ask():
+    more = {"max_num_batched_tokens": 32, "max_num_mixed_tokens": 16, "max_chunk_tokens": None}
+    world = World(limits(num_blocks=400, max_num_seqs=8, max_model_len=256, **more))
+    world.submit(ask("b", 0, prompt=4))
+    world.drain()
+    for number in range(3):
+        world.submit(ask("a", number, prompt=60))
+        world.drain()
+    world.submit(ask("a", 9, prompt=60))
+    assert world.plan().num_tokens == 2
+    world.land()
+    world.now_s = 100.0
+    assert world.plan().num_tokens == 32, "the light user has not asked lately"
+    world.land()
+    world.drain()
