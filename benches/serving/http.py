@@ -273,11 +273,13 @@ def neighbours(_: Settings) -> Bench:
         gate=_gate_model,
         subjects={
             "alone": functools.partial(_flooded, 0.0, ""),
+            "refused flood": functools.partial(_flooded, FLOOD, "suspended = true"),
             "bounded flood": functools.partial(_flooded, FLOOD, "max_concurrency = 2"),
             "unbounded flood": functools.partial(_flooded, FLOOD, ""),
         },
         notes=[
-            "the flooder sends prompts that nobody has sent before; bounded, it may have 2 requests at once",
+            "the flooder sends prompts that nobody has sent before; bounded, it may have 2 requests at once; refused, "
+            "none of them reaches an engine, which shows what sending and refusing them costs on these cores",
             "times are the server's, from a request's arrival to its first token; client_ttft_p99_s is what the client "
             "saw, which shares the cores with the server and with the flooder",
         ],
