@@ -3,12 +3,13 @@
 There is no prefill phase and no decode phase. Each plan gives one token budget away:
 
     1  every running sequence with exactly one known token to compute gets it (decodes are never starved)
-    2  running prefills share what is left, at most `max_chunk_tokens` each, best placed first; those of one priority
-       in the order of the service their clients have had
+    2  running prefills share what is left, at most `max_chunk_tokens` each, best placed first; where several clients
+       have some, each client may have an equal part of it, and what one does not need is the others'
     3  waiting sequences begin, best placed first, as the rules of `admit.py` let them; before running prefills of
        worse priority. Those that have begun before go first; among the others clients take turns (`fair.py`).
-       Whoever waits and has been served less than the client of a running prefill begins before that goes on, so
-       that a long prompt of one client is not what a short one of another waits for.
+       Whoever's turn is next begins before a running prefill of another client goes on, with half of what is left,
+       or all but a token if it has been served less: a long prompt of one client is not what a short one of another
+       waits for.
 
 The budget is the whole of it where nobody would wait for the step to end but those who are in it for their prompts, or
 are of worse priority. A step that others decode in, or that another client waits for, has `max_num_mixed_tokens`.
@@ -79,9 +80,9 @@ class Planner:
         draft.promised_tokens = sum(1 for _, count in ready if count == 1)
         prefills = [sequence for sequence, count in ready if count > 1]
         self._set_budget(draft, prefills, [sequence for sequence, count in ready if count == 1])
-        in_turn = iter(sorted(prefills, key=self._prefill_order))
+        in_turn = self._in_parts(prefills)
         for placed, due in ready:
-            sequence = next(in_turn) if due > 1 else placed
+            sequence, num_clients = in_turn.pop(0) if due > 1 else (placed, 1)
             count = sequence.num_ready if due > 1 else due
             if count == 1:
                 draft.promised_tokens -= 1
@@ -90,15 +91,18 @@ class Planner:
             if not count or sequence.seq_id in draft.preempted:
                 continue
             if count > 1:
-                count = min(count, self._chunk(sequence, draft))
+                count = min(count, self._chunk(sequence, draft, num_clients))
                 if count < 1:
                     draft.reserve(sequence.seq_id, self._tables.outstanding(sequence))
                     continue
             self._continue(sequence, sequence.num_planned + count, draft)
 
-    def _chunk(self, sequence: Sequence, draft: Draft) -> int:
-        """Tokens of a prompt in this step, at most; few where somebody who goes before it may come any time."""
-        most = min(self._max_chunk, draft.tokens_left)
+    def _chunk(self, sequence: Sequence, draft: Draft, num_clients: int = 1) -> int:
+        """Tokens of a prompt in this step, at most; few where somebody who goes before it may come any time.
+
+        num_clients  that share what is left
+        """
+        most = min(self._max_chunk, -(-draft.tokens_left // num_clients))
         if self._roster.turns.gives_way(sequence.request):
             return min(most, max(self._limits.mixed_tokens(0) // BACKGROUND, 1))
         return most
@@ -183,8 +187,7 @@ class Planner:
             if refusal is not None and not refusal[1] and self._make_way_by_priority(sequence, draft):
                 refusal = self._refusal(sequence, draft)
             if refusal is None:
-                is_equal = before is not None and before.request.priority == sequence.request.priority
-                self._begin(sequence, draft, is_early=is_equal)
+                self._begin(sequence, draft, self._early_tokens(sequence, before, draft))
                 continue
             sequence.wait(refusal[0])
             draft.is_closed = not refusal[1]
@@ -197,11 +200,21 @@ class Planner:
         ours, theirs = sequence.request, running.request
         if ours.priority != theirs.priority:
             return ours.priority < theirs.priority
-        return sequence.turn is None and draft.tokens_left > 1 and self._roster.turns.is_behind(ours, theirs)
+        return sequence.turn is None and draft.tokens_left > 1 and ours.client != theirs.client
 
-    def _prefill_order(self, sequence: Sequence) -> tuple[int, float, tuple[int, int, int]]:
-        request = sequence.request
-        return request.priority, self._roster.turns.clients[request.client].served, sequence.order
+    def _in_parts(self, prefills: Ordered[Sequence]) -> list[tuple[Sequence, int]]:
+        """Running prefills as they are to be asked, and how many clients share what is left then.
+
+        Of one priority, the client with the shortest rest goes first, so that what it leaves is the others'.
+        """
+        shortest: dict[tuple[int, str], int] = {}
+        for sequence in prefills:
+            key = (sequence.request.priority, sequence.request.client)
+            shortest[key] = min(shortest.get(key, sequence.num_ready), sequence.num_ready)
+        keyed = [(sequence, (sequence.request.priority, sequence.request.client)) for sequence in prefills]
+        keyed.sort(key=lambda one: (one[1][0], shortest[one[1]], one[1][1], one[0].order))
+        clients = [key for _, key in keyed]
+        return [(sequence, len(set(clients[place:]))) for place, (sequence, _) in enumerate(keyed)]
 
     def _candidate(self, place: int) -> Sequence | None:
         """Who is asked next, when those before `place` in the queue have been."""
@@ -221,8 +234,16 @@ class Planner:
                 return reason, rule.lets_others_pass
         return None
 
-    def _begin(self, sequence: Sequence, draft: Draft, *, is_early: bool = False) -> None:
-        """Give a waiting sequence memory and its first slice. One that goes early leaves a token to the others."""
+    def _early_tokens(self, sequence: Sequence, before: Sequence | None, draft: Draft) -> int:
+        """What of the budget a first slice may take that goes before a running prefill."""
+        if before is None or before.request.priority != sequence.request.priority:
+            return draft.tokens_left
+        if self._roster.turns.is_behind(sequence.request, before.request):
+            return draft.tokens_left - 1
+        return draft.tokens_left // 2
+
+    def _begin(self, sequence: Sequence, draft: Draft, most: int) -> None:
+        """Give a waiting sequence memory and its first slice, of at most so many tokens."""
         hit = draft.hit(sequence)
         spare = self._pool.num_available - self._tables.needed_with(sequence, hit) - draft.reserved_blocks
         with_partial = hit.partial is not None and spare >= (hit.partial[0] in self._pool.idle)
@@ -238,7 +259,7 @@ class Planner:
             sequence.num_cached_tokens = sequence.num_computed
             self._roster.served_cached(sequence)
         sequence.cache_report = hit.report
-        count = max(min(sequence.num_ready, self._chunk(sequence, draft) - is_early), 1)
+        count = max(min(sequence.num_ready, self._chunk(sequence, draft), most), 1)
         end = self._tables.reachable(sequence, sequence.num_planned + count)
         self._tables.extend(sequence, end)
         self._slice(sequence, end, extension, draft)

@@ -226,7 +226,7 @@ def test_going_early_leaves_a_token_to_the_others():
     world.drain()
 
 
-def test_running_prefills_go_on_in_the_order_of_service():
+def test_running_prefills_of_several_clients_share_a_step():
     world = World(limits(num_blocks=200, max_num_batched_tokens=16, max_chunk_tokens=16, max_model_len=256))
     world.submit(ask("b", 99, prompt=1))
     world.drain()
@@ -234,9 +234,7 @@ def test_running_prefills_go_on_in_the_order_of_service():
     world.turn()
     world.submit(ask("b", 0, prompt=30))
     world.turn()
-    step = world.plan()
-    first = world.scheduler.sequences[step.slices[0].seq_id].request.client
-    assert {first: step.slices[0].num_tokens} == {"b": 15}
+    assert [piece.num_tokens for piece in world.plan().slices] == [8, 8]
     world.land()
     world.drain()
 
@@ -266,7 +264,7 @@ def test_a_step_in_which_somebody_decodes_is_short(num_decodes, tokens):
     world.drain()
 
 
-def test_who_has_been_served_more_does_not_go_early():
+def test_who_has_been_served_more_goes_early_with_a_small_piece():
     world = World(limits(num_blocks=200, max_num_batched_tokens=16, max_chunk_tokens=16, max_model_len=256))
     world.submit(ask("b", 99, prompt=40, max_tokens=9))
     world.drain()
@@ -276,8 +274,7 @@ def test_who_has_been_served_more_does_not_go_early():
     turns.charge(ask("b", 1), 1000.0)
     world.submit(ask("b", 0, prompt=4))
     assert turns.clients["b"].served > turns.clients["a"].served
-    step = world.plan()
-    assert [piece.num_tokens for piece in step.slices] == [16]
+    assert [piece.num_tokens for piece in world.plan().slices] == [2, 14]
     world.land()
     world.drain()
 
@@ -339,5 +336,18 @@ def test_a_heavy_users_prompts_go_on_in_small_pieces_while_light_ones_ask():
     world.land()
     world.now_s = 100.0
     assert world.plan().num_tokens == 32, "the light user has not asked lately"
+    world.land()
+    world.drain()
+
+
+def test_what_a_short_rest_leaves_is_the_others():
+    world = World(limits(num_blocks=200, max_num_batched_tokens=16, max_chunk_tokens=16, max_model_len=256))
+    world.submit(ask("b", 99, prompt=1))
+    world.drain()
+    world.submit(ask("a", 0, prompt=48))
+    world.turn()
+    world.submit(ask("b", 0, prompt=18))
+    world.turn()
+    assert [piece.num_tokens for piece in world.plan().slices] == [3, 13]
     world.land()
     world.drain()
