@@ -179,13 +179,16 @@ class Turns:
         self._num_waiting[priority] = self._num_waiting.get(priority, 0) + 1
 
     def head(self) -> Group | None:
-        """Whose turn is next; None when nobody waits that may have one. The earlier arrival wins a tie."""
+        """Whose turn is next; None when nobody waits that may have one.
+
+        Of those who tie, and whoever has been lifted does, it is who has been served less lately; then who came first.
+        """
         eligible = self._eligible()
         best = min((priority for _, priority in eligible), default=None)
         if best is None:
             return None
         ready = [client for client, priority in eligible if priority == best]
-        first = min(ready, key=lambda client: (client.served, client.lines[best][0].arrival))
+        first = min(ready, key=lambda one: (one.served, self._lately(one), one.lines[best][0].arrival))
         return first.lines[best][0]
 
     def remove(self, group: Group) -> None:
@@ -205,6 +208,10 @@ class Turns:
     def is_behind(self, request: Request, other: Request) -> bool:
         """Whether the client of `request` has been served less than that of `other`."""
         return self.clients[request.client].served < self.clients[other.client].served
+
+    def num_in_line(self, priority: int) -> int:
+        """Clients that wait for something of that priority."""
+        return sum(priority in client.lines for client in self._in_line.values())
 
     def gives_way(self, request: Request) -> bool:
         """Whether somebody has asked lately for something of better priority, or has been served much less lately."""

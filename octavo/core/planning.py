@@ -187,7 +187,7 @@ class Planner:
             if refusal is not None and not refusal[1] and self._make_way_by_priority(sequence, draft):
                 refusal = self._refusal(sequence, draft)
             if refusal is None:
-                self._begin(sequence, draft, self._early_tokens(sequence, before, draft))
+                self._begin(sequence, draft, self._first_tokens(sequence, before, draft))
                 continue
             sequence.wait(refusal[0])
             draft.is_closed = not refusal[1]
@@ -234,11 +234,14 @@ class Planner:
                 return reason, rule.lets_others_pass
         return None
 
-    def _early_tokens(self, sequence: Sequence, before: Sequence | None, draft: Draft) -> int:
-        """What of the budget a first slice may take that goes before a running prefill."""
-        if before is None or before.request.priority != sequence.request.priority:
+    def _first_tokens(self, sequence: Sequence, before: Sequence | None, draft: Draft) -> int:
+        """What of the budget a first slice may take: a part where other clients wait too, or a prefill runs."""
+        turns, priority = self._roster.turns, sequence.request.priority
+        if before is None and sequence.turn is None:
+            return -(-draft.tokens_left // max(turns.num_in_line(priority), 1))
+        if before is None or before.request.priority != priority:
             return draft.tokens_left
-        if self._roster.turns.is_behind(sequence.request, before.request):
+        if turns.is_behind(sequence.request, before.request):
             return draft.tokens_left - 1
         return draft.tokens_left // 2
 
