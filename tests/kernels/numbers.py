@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-UNIT = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-8}
+UNIT = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
 """Half the spacing of numbers at 1: the largest relative error of one rounding."""
 
 F32 = UNIT[torch.float32]
-DTYPES = tuple(UNIT)
+DTYPES = (torch.float32, torch.bfloat16)
 
 
 def seeded(*shape: int, seed: int, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from octavo.kernels.activation import reference
 from octavo.kernels.choose import Impl, fits_all
+from octavo.kernels.triton import lazily, refuses
 
 
 def silu_mul(gate: Tensor, up: Tensor) -> Tensor:
@@ -21,4 +22,7 @@ def silu_mul(gate: Tensor, up: Tensor) -> Tensor:
     return reference.silu_mul(gate, up)
 
 
-IMPLS: tuple[Impl, ...] = (Impl("silu_mul", "reference", reference.silu_mul, fits_all),)
+IMPLS: tuple[Impl, ...] = (
+    Impl("silu_mul", "triton", lazily("octavo.kernels.activation.cuda", "silu_mul"), refuses),
+    Impl("silu_mul", "reference", reference.silu_mul, fits_all),
+)

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from octavo.kernels.attention import reference
 from octavo.kernels.choose import Impl, fits_all
+from octavo.kernels.triton import lazily, refuses_heads
 
 
 def paged_attention(
@@ -42,4 +43,9 @@ def paged_attention(
     return reference.paged_attention(q, blocks, tables, starts, counts, scale, window)
 
 
-IMPLS: tuple[Impl, ...] = (Impl("paged_attention", "reference", reference.paged_attention, fits_all),)
+IMPLS: tuple[Impl, ...] = (
+    Impl(
+        "paged_attention", "triton", lazily("octavo.kernels.attention.cuda", "paged_attention"), refuses_heads
+    ),
+    Impl("paged_attention", "reference", reference.paged_attention, fits_all),
+)

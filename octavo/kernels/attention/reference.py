@@ -63,7 +63,7 @@ def paged_attention(
     scale: float,
     window: int | None = None,
 ) -> Tensor:
-    _check(q, blocks, tables, starts, counts, window)
+    check(q, blocks, tables, starts, counts, window)
     first_positions, num_rows = tuple(starts.tolist()), tuple(counts.tolist())
     _check_counts(q, blocks, tables, first_positions, num_rows)
     (num_heads, head_dim), (block_tokens, num_kv_heads) = q.shape[1:], blocks.shape[2:4]
@@ -113,7 +113,7 @@ def _in_any_batch(rows: Tensor, kv: Tensor, *, turned: bool) -> Tensor:
     return alone
 
 
-def _check(
+def check(
     q: Tensor, blocks: Tensor, tables: Tensor, starts: Tensor, counts: Tensor, window: int | None
 ) -> None:
     shapes = f"q {list(q.shape)}, blocks {list(blocks.shape)}, tables {list(tables.shape)}"

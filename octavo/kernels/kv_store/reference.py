@@ -9,6 +9,15 @@ from torch import Tensor
 
 
 def write_kv(blocks: Tensor, k: Tensor, v: Tensor, slots: Tensor) -> None:
+    check_write(blocks, k, v, slots)
+    num_block_tokens = blocks.shape[2]
+    rows = blocks.view(-1, *blocks.shape[3:])
+    key_rows = slots + slots.div(num_block_tokens, rounding_mode="floor") * num_block_tokens
+    rows.index_copy_(0, key_rows, k)
+    rows.index_copy_(0, key_rows + num_block_tokens, v)
+
+
+def check_write(blocks: Tensor, k: Tensor, v: Tensor, slots: Tensor) -> None:
     if blocks.ndim != 5 or blocks.shape[1] != 2 or not blocks.is_contiguous():
         raise ValueError(f"write_kv: want contiguous blocks [B, 2, P, K, D], got {list(blocks.shape)}")
     want = (slots.numel(), *blocks.shape[3:])
@@ -19,11 +28,6 @@ def write_kv(blocks: Tensor, k: Tensor, v: Tensor, slots: Tensor) -> None:
         )
     if k.dtype != blocks.dtype or v.dtype != blocks.dtype:
         raise ValueError(f"write_kv: blocks are {blocks.dtype}, k is {k.dtype}, v is {v.dtype}")
-    num_block_tokens = blocks.shape[2]
-    rows = blocks.view(-1, *blocks.shape[3:])
-    key_rows = slots + slots.div(num_block_tokens, rounding_mode="floor") * num_block_tokens
-    rows.index_copy_(0, key_rows, k)
-    rows.index_copy_(0, key_rows + num_block_tokens, v)
 
 
 def copy_blocks(

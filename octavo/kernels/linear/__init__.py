@@ -7,6 +7,7 @@ from torch import Tensor
 from octavo.kernels.choose import Impl, fits_all
 from octavo.kernels.linear import reference
 from octavo.kernels.linear.reference import Packed
+from octavo.kernels.triton import lazily, refuses
 
 
 def pack(weight: Tensor, bias: Tensor | None = None) -> Packed:
@@ -35,6 +36,11 @@ def linear(x: Tensor, weight: Packed) -> Tensor:
     return reference.linear(x, weight)
 
 
-IMPLS: tuple[Impl, ...] = (Impl("linear", "reference", reference.linear, fits_all, reference.pack),)
+_CUDA = "octavo.kernels.linear.cuda"
+
+IMPLS: tuple[Impl, ...] = (
+    Impl("linear", "triton", lazily(_CUDA, "linear"), refuses, lazily(_CUDA, "pack")),
+    Impl("linear", "reference", reference.linear, fits_all, reference.pack),
+)
 
 __all__ = ["IMPLS", "Packed", "linear", "pack"]

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from octavo.kernels.choose import Impl, fits_all
 from octavo.kernels.norm import reference
+from octavo.kernels.triton import lazily, refuses
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -34,7 +35,11 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tup
     return reference.add_rms_norm(x, residual, weight, eps)
 
 
+_CUDA = "octavo.kernels.norm.cuda"
+
 IMPLS: tuple[Impl, ...] = (
+    Impl("rms_norm", "triton", lazily(_CUDA, "rms_norm"), refuses),
+    Impl("add_rms_norm", "triton", lazily(_CUDA, "add_rms_norm"), refuses),
     Impl("rms_norm", "reference", reference.rms_norm, fits_all),
     Impl("add_rms_norm", "reference", reference.add_rms_norm, fits_all),
 )

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from octavo.kernels.choose import Impl, fits_all
 from octavo.kernels.rope import reference
+from octavo.kernels.triton import lazily, refuses
 
 
 def tables(inv_freq: Tensor, positions: Tensor, scale: float = 1.0) -> tuple[Tensor, Tensor]:
@@ -36,6 +37,7 @@ def rotate(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tens
 
 
 IMPLS: tuple[Impl, ...] = (
+    Impl("rotate", "triton", lazily("octavo.kernels.rope.cuda", "rotate"), refuses),
     Impl("tables", "reference", reference.tables, fits_all),
     Impl("rotate", "reference", reference.rotate, fits_all),
 )

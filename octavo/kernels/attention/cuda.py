@@ -1,0 +1,274 @@
+"""Tiled online softmax over paged keys and values. The contract is in the package.
+
+Positions are cut into parts of PART, counted from position 0. Within a part a row's maximum, sum and weighted values
+are built tile by tile, from nothing; the parts are then merged in order. A row that is alone with its sequence (a
+decode) has its parts computed side by side and merged by another kernel; the rows of a chunk share one program that
+goes through the parts itself. Both run the same instructions on tiles of the same size, so a row's bits are the same.
+
+Tile: ROWS rows (tokens x query heads of one key-value head) by COLUMNS positions. Whatever a row does not see enters
+as a weight of exactly zero, and a tile or part without anything to see leaves its sums as they were.
+
+A row's weights are rounded to q's dtype before they meet the values; the sum that divides them is that of the weights
+before rounding. Budget: that of the contract, plus 1 rounding unit of q's dtype.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from octavo.kernels.attention.reference import check
+
+ROWS = 64
+COLUMNS = 64
+PART = 256
+MAX_SEQUENCES = 4096
+WARPS = 4
+STAGES = 2
+
+
+def paged_attention(
+    q: Tensor,
+    blocks: Tensor,
+    tables: Tensor,
+    starts: Tensor,
+    counts: Tensor,
+    scale: float,
+    window: int | None = None,
+) -> Tensor:
+    """Reads nothing back from the device: counts that do not add up to T are the caller's fault."""
+    check(q, blocks, tables, starts, counts, window)
+    (num_rows, num_heads, head_dim), num_seqs = q.shape, len(counts)
+    if num_seqs > MAX_SEQUENCES:
+        raise ValueError(f"paged_attention: at most {MAX_SEQUENCES} sequences at a time, got {num_seqs}")
+    q = q.contiguous()
+    out = torch.empty_like(q)
+    if not num_rows:
+        return out
+    block_tokens, num_kv_heads = blocks.shape[2:4]
+    group = num_heads // num_kv_heads
+    num_parts = triton.cdiv(tables.shape[1] * block_tokens, PART)
+    common = {
+        "P": block_tokens,
+        "K": num_kv_heads,
+        "G": group,
+        "D": head_dim,
+        "NUM_SEQS": max(16, triton.next_power_of_2(num_seqs)),
+        "WINDOWED": window is not None,
+        "PART": PART,
+    }
+    tiles = {"ROWS": ROWS, "COLUMNS": COLUMNS, "num_warps": WARPS, "num_stages": STAGES}
+    arrays = (q, blocks, tables, starts, counts)
+    numbers = (num_seqs, tables.stride(0), scale * math.log2(math.e), window or 0)
+    is_whole = num_parts == 1
+    sums = values = out
+    if not is_whole:
+        sums = torch.empty(num_seqs, num_heads, num_parts, 2, dtype=torch.float32, device=q.device)
+        values = torch.empty(num_seqs, num_heads, num_parts, head_dim, dtype=torch.float32, device=q.device)
+    _alone[(num_seqs, num_kv_heads, num_parts)](
+        *arrays, out, sums, values, *numbers, num_parts, **common, **tiles, WHOLE=is_whole
+    )
+    if not is_whole:
+        _merged[(num_seqs, num_heads)](
+            starts, counts, sums, values, out, num_seqs, window or 0, num_parts,
+            H=num_heads, D=head_dim, NUM_SEQS=common["NUM_SEQS"], WINDOWED=window is not None, PART=PART,
+            num_warps=1,
+        )  # fmt: skip
+    tokens_per_tile = ROWS // group
+    num_tiles = num_rows // tokens_per_tile + min(num_seqs, num_rows // 2)
+    if num_tiles:
+        _chunks[(num_tiles, num_kv_heads)](*arrays, out, *numbers, **common, **tiles)
+    return out
+
+
+@triton.jit
+def _tile(
+    q, keys, values, table, first, end, positions, lowest, window, scale, top, total, mixed,
+    P: tl.constexpr, K: tl.constexpr, D: tl.constexpr, COLUMNS: tl.constexpr, WINDOWED: tl.constexpr,
+    CLEANS: tl.constexpr,
+):  # fmt: skip
+    """Take in positions first .. first + COLUMNS - 1, of which those from `end` on do not exist.
+
+    CLEANS  some row does not see some position: a value there that is no number must not reach it
+    """
+    column = first + tl.arange(0, COLUMNS)
+    width = tl.arange(0, D)
+    exists = column < end
+    if WINDOWED:
+        exists = exists & (column >= lowest)
+    block = tl.load(table + column // P, mask=exists, other=0).to(tl.int64)
+    place = block * (2 * P * K * D) + (column % P) * (K * D)
+    k = tl.load(keys + place[:, None] + width[None, :], mask=exists[:, None], other=0.0)
+    v = tl.load(values + place[:, None] + width[None, :], mask=exists[:, None], other=0.0)
+    sees = (column[None, :] <= positions[:, None]) & exists[None, :]
+    if WINDOWED:
+        sees = sees & (column[None, :] > positions[:, None] - window)
+    scores = tl.dot(q, tl.trans(k)) * scale
+    scores = tl.where(sees, scores, float("-inf"))
+    new_top = tl.maximum(top, tl.max(scores, axis=1))
+    base = tl.where(new_top == float("-inf"), 0.0, new_top)
+    weights = tl.exp2(scores - base[:, None])
+    fade = tl.exp2(top - base)
+    total = tl.fma(total, fade, tl.sum(weights, axis=1))
+    if CLEANS:
+        wide = v.to(tl.float32)
+        finite = tl.abs(wide) < float("inf")
+        broken = tl.max(tl.where(finite, 0, 1), axis=1) > 0
+        weights = tl.where(sees & broken[None, :], float("nan"), weights)
+        v = tl.where(finite, v, 0.0)
+    mixed = tl.dot(weights.to(v.dtype), v, mixed * fade[:, None])
+    return new_top, total, mixed
+
+
+@triton.jit
+def _part(
+    q, keys, values, table, part, end, positions, all_see, lowest, window, scale,
+    P: tl.constexpr, K: tl.constexpr, D: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    PART: tl.constexpr, WINDOWED: tl.constexpr,
+):  # fmt: skip
+    """(maximum [ROWS], sum [ROWS], weighted values [ROWS, D]) over one part.
+
+    all_see  positions below it are seen by every row (only without a window)
+    """
+    top = tl.full([ROWS], float("-inf"), tl.float32)
+    total = tl.zeros([ROWS], tl.float32)
+    mixed = tl.zeros([ROWS, D], tl.float32)
+    begin = part * PART
+    end_of_part = tl.minimum(begin + PART, end)
+    plain = begin
+    if not WINDOWED:
+        plain = begin + tl.maximum(tl.minimum(all_see, end_of_part) - begin, 0) // COLUMNS * COLUMNS
+        for first in range(begin, plain, COLUMNS):
+            top, total, mixed = _tile(
+                q, keys, values, table, first, end, positions, lowest, window, scale, top, total, mixed,
+                P, K, D, COLUMNS, WINDOWED, False,
+            )  # fmt: skip
+    for first in range(plain, end_of_part, COLUMNS):
+        top, total, mixed = _tile(
+            q, keys, values, table, first, end, positions, lowest, window, scale, top, total, mixed,
+            P, K, D, COLUMNS, WINDOWED, True,
+        )  # fmt: skip
+    return top, total, mixed
+
+
+@triton.jit
+def _merge(top, total, part_top, part_total):
+    """Two neighbours' maximum and sum, and what to multiply their values with; one that saw nothing changes no bit."""
+    new_top = tl.maximum(top, part_top)
+    base = tl.where(new_top == float("-inf"), 0.0, new_top)
+    fade, part_fade = tl.exp2(top - base), tl.exp2(part_top - base)
+    total = tl.fma(total, fade, part_total * part_fade)
+    return new_top, total, fade, part_fade
+
+
+@triton.jit
+def _row_before(counts, seq, num_seqs, NUM_SEQS: tl.constexpr):
+    """Rows of the sequences before `seq`."""
+    index = tl.arange(0, NUM_SEQS)
+    return tl.sum(tl.load(counts + index, mask=(index < num_seqs) & (index < seq), other=0), axis=0)
+
+
+@triton.jit
+def _alone(
+    q, blocks, tables, starts, counts, out, sums, mixes, num_seqs, table_stride, scale, window, num_parts,
+    P: tl.constexpr, K: tl.constexpr, G: tl.constexpr, D: tl.constexpr, NUM_SEQS: tl.constexpr,
+    WINDOWED: tl.constexpr, PART: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, WHOLE: tl.constexpr,
+):  # fmt: skip
+    """One part of a sequence that has one row: all query heads of one key-value head."""
+    seq, kv_head, part = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    if tl.load(counts + seq) != 1:
+        return
+    position = tl.load(starts + seq)
+    lowest = tl.maximum(position - window + 1, 0) if WINDOWED else 0
+    if part * PART > position or (part + 1) * PART <= lowest:
+        return
+    row = _row_before(counts, seq, num_seqs, NUM_SEQS).to(tl.int64)
+    head, width = tl.arange(0, ROWS), tl.arange(0, D)
+    place = (row * K + kv_head) * G + head
+    own = head < G
+    rows = tl.load(q + place[:, None] * D + width[None, :], mask=own[:, None], other=0.0)
+    keys = blocks + kv_head * D
+    positions = tl.zeros([ROWS], tl.int32) + position
+    top, total, mixed = _part(
+        rows, keys, keys + P * K * D, tables + seq.to(tl.int64) * table_stride, part, position + 1, positions,
+        position + 1, lowest, window, scale, P, K, D, ROWS, COLUMNS, PART, WINDOWED,
+    )  # fmt: skip
+    if WHOLE:
+        result = (mixed / total[:, None]).to(q.dtype.element_ty)
+        tl.store(out + place[:, None] * D + width[None, :], result, mask=own[:, None])
+    else:
+        slot = ((seq.to(tl.int64) * K + kv_head) * G + head) * num_parts + part
+        tl.store(sums + slot * 2, top, mask=own)
+        tl.store(sums + slot * 2 + 1, total, mask=own)
+        tl.store(mixes + slot[:, None] * D + width[None, :], mixed, mask=own[:, None])
+
+
+@triton.jit
+def _merged(
+    starts, counts, sums, mixes, out, num_seqs, window, num_parts,
+    H: tl.constexpr, D: tl.constexpr, NUM_SEQS: tl.constexpr, WINDOWED: tl.constexpr, PART: tl.constexpr,
+):  # fmt: skip
+    """The parts of one row's head, in order."""
+    seq, head = tl.program_id(0), tl.program_id(1)
+    if tl.load(counts + seq) != 1:
+        return
+    position = tl.load(starts + seq)
+    first = tl.maximum(position - window + 1, 0) // PART if WINDOWED else 0
+    width = tl.arange(0, D)
+    slot = (seq.to(tl.int64) * H + head) * num_parts
+    top, total = float("-inf"), 0.0
+    mixed = tl.zeros([D], tl.float32)
+    for part in range(first, position // PART + 1):
+        part_top, part_total = tl.load(sums + (slot + part) * 2), tl.load(sums + (slot + part) * 2 + 1)
+        part_mixed = tl.load(mixes + (slot + part) * D + width)
+        top, total, fade, part_fade = _merge(top, total, part_top, part_total)
+        mixed = tl.fma(mixed, tl.zeros([D], tl.float32) + fade, part_mixed * part_fade)
+    row = _row_before(counts, seq, num_seqs, NUM_SEQS).to(tl.int64)
+    tl.store(out + (row * H + head) * D + width, (mixed / total).to(out.dtype.element_ty))
+
+
+@triton.jit
+def _chunks(
+    q, blocks, tables, starts, counts, out, num_seqs, table_stride, scale, window,
+    P: tl.constexpr, K: tl.constexpr, G: tl.constexpr, D: tl.constexpr, NUM_SEQS: tl.constexpr,
+    WINDOWED: tl.constexpr, PART: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """A tile of rows of a sequence that has several; programs beyond the last tile have nothing to do."""
+    TOKENS: tl.constexpr = ROWS // G
+    tile, kv_head = tl.program_id(0), tl.program_id(1)
+    index = tl.arange(0, NUM_SEQS)
+    all_counts = tl.load(counts + index, mask=index < num_seqs, other=0)
+    tiles = tl.where(all_counts > 1, (all_counts + TOKENS - 1) // TOKENS, 0)
+    seq = tl.sum((tl.cumsum(tiles, axis=0) <= tile).to(tl.int32), axis=0)
+    if seq >= num_seqs:
+        return
+    token = (tile - tl.sum(tl.where(index < seq, tiles, 0), axis=0)) * TOKENS
+    before = tl.sum(tl.where(index < seq, all_counts, 0), axis=0).to(tl.int64)
+    start, count = tl.load(starts + seq), tl.load(counts + seq)
+    tokens = token + tl.arange(0, ROWS) // G
+    own = (tl.arange(0, ROWS) < TOKENS * G) & (tokens < count)
+    positions = start + tl.minimum(tokens, count - 1)
+    width = tl.arange(0, D)
+    place = ((before + tokens) * K + kv_head) * G + tl.arange(0, ROWS) % G
+    rows = tl.load(q + place[:, None] * D + width[None, :], mask=own[:, None], other=0.0)
+    end = start + tl.minimum(token + TOKENS, count)
+    lowest = tl.maximum(start + token - window + 1, 0) if WINDOWED else 0
+    keys = blocks + kv_head * D
+    top = tl.full([ROWS], float("-inf"), tl.float32)
+    total = tl.zeros([ROWS], tl.float32)
+    mixed = tl.zeros([ROWS, D], tl.float32)
+    for part in range(lowest // PART, (end + PART - 1) // PART):
+        part_top, part_total, part_mixed = _part(
+            rows, keys, keys + P * K * D, tables + seq.to(tl.int64) * table_stride, part, end, positions,
+            start + token + 1, lowest, window, scale, P, K, D, ROWS, COLUMNS, PART, WINDOWED,
+        )  # fmt: skip
+        top, total, fade, part_fade = _merge(top, total, part_top, part_total)
+        mixed = tl.fma(
+            mixed, tl.zeros([ROWS, D], tl.float32) + fade[:, None], part_mixed * part_fade[:, None]
+        )
+    result = (mixed / total[:, None]).to(q.dtype.element_ty)
+    tl.store(out + place[:, None] * D + width[None, :], result, mask=own[:, None])

@@ -1,0 +1,49 @@
+"""What the Triton kernels share: when they fit, and how they are imported only where they run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module, util
+from typing import Any
+
+import torch
+
+from octavo.kernels.choose import Need
+
+DTYPES = (torch.bfloat16, torch.float16)
+HEAD_DIMS = (16, 32, 64, 128, 256)
+MAX_GROUP = 64
+"""Query heads that may share a key-value head."""
+
+
+def lazily(module: str, name: str) -> Callable[..., Any]:
+    """`name` of `module`, imported at the first call: Triton is not everywhere."""
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        return getattr(import_module(module), name)(*args, **kwargs)
+
+    return run
+
+
+def refuses(need: Need) -> str | None:
+    """Why kernels on rows and matrices do not fit."""
+    if need.device != "cuda":
+        return f"runs on cuda, not on {need.device}"
+    if util.find_spec("triton") is None:
+        return "triton is not installed: pip install triton"
+    if need.dtype not in DTYPES:
+        return f"takes bfloat16 and float16, not {str(need.dtype).removeprefix('torch.')}"
+    return None
+
+
+def refuses_heads(need: Need) -> str | None:
+    """Why kernels on heads do not fit."""
+    reason = refuses(need)
+    if reason is not None:
+        return reason
+    num_heads, num_kv_heads, head_dim = (need.sizes[name] for name in "HKD")
+    if head_dim not in HEAD_DIMS:
+        return f"takes heads {', '.join(map(str, HEAD_DIMS))} wide, not {head_dim}"
+    if num_heads // num_kv_heads > MAX_GROUP:
+        return f"at most {MAX_GROUP} query heads share a key-value head, not {num_heads // num_kv_heads}"
+    return None

@@ -1,0 +1,194 @@
+"""The Triton kernels under Triton's interpreter, against the oracles of the contracts; on a device where there is one.
+
+The interpreter does in numpy what the kernels say, so their arithmetic, masks and addresses are tested everywhere. Of
+the order in which a tensor core sums it knows nothing: equal bits in any company are shown on a device.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from octavo.kernels import linear
+from tests.kernels.dense_attention import Case, dense, page, random_case
+from tests.kernels.numbers import F32, UNIT, assert_within, same_bits, seeded
+
+ON_DEVICE = torch.cuda.is_available()
+DEVICE = "cuda" if ON_DEVICE else "cpu"
+DTYPES = (torch.bfloat16, torch.float16) if ON_DEVICE else (torch.float16,)
+"""The interpreter takes bfloat16 for what its bits are as integers in products, and cuts where it should round."""
+
+
+if not ON_DEVICE:
+    from triton.runtime import interpreter
+
+    patched = interpreter._patch_lang_tensor
+
+    def with_index(tensor: Any, scope: Any) -> None:
+        """The interpreter of Triton 3.6 takes the bounds of loops as arrays of one number, which NumPy 2.4 refuses."""
+        patched(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
+
+    interpreter._patch_lang_tensor = with_index
+
+
+def kernels(op: str) -> ModuleType:
+    return import_module(f"octavo.kernels.{op}.cuda")
+
+
+def to(x: Tensor) -> Tensor:
+    return x.to(DEVICE)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("width", [33, 128, 1027])
+def test_norms(width: int, dtype: torch.dtype) -> None:
+    wide = seeded(9, 2 * width, seed=1, dtype=dtype)
+    x, y, weight = wide[:, width:], seeded(9, width, seed=2, dtype=dtype), seeded(width, seed=3, dtype=dtype)
+    normed, total = kernels("norm").add_rms_norm(to(wide)[:, width:], to(y), to(weight), 1e-5)
+    assert same_bits(total.cpu(), x + y)
+    exact = total.cpu().double()
+    want = exact / (exact.square().mean(-1, keepdim=True) + 1e-5).sqrt() * weight.double()
+    assert_within(
+        normed.cpu(), want, want.abs() * (2 * UNIT[dtype] * (1 + UNIT[dtype]) + (width / 2 + 4) * F32) + 1e-7
+    )
+    assert same_bits(kernels("norm").rms_norm(total[4:5], to(weight), 1e-5), normed[4:5])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_gate(dtype: torch.dtype) -> None:
+    both = 4 * seeded(5, 2 * 1100, seed=1, dtype=dtype)
+    gate, up = both.split(1100, dim=1)
+    got = kernels("activation").silu_mul(*to(both).split(1100, dim=1))
+    want = gate.double() / (1 + (-gate.double()).exp()) * up.double()
+    assert_within(got.cpu(), want, want.abs() * (2 * UNIT[dtype] * (1 + UNIT[dtype]) + 6 * F32) + 1e-7)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("H", "K", "D"), [(6, 2, 20), (4, 4, 64)])
+def test_rotation(H: int, K: int, D: int, dtype: torch.dtype) -> None:
+    packed = seeded(5, (H + 2 * K) * D, seed=1, dtype=dtype)
+    q, k, _ = packed.view(5, -1, D).split([H, K, K], dim=1)
+    inv_freq = torch.tensor([10_000.0 ** (-2 * i / D) for i in range(D // 2)])
+    angles = torch.arange(5)[:, None] * 7 * inv_freq
+    heads = to(packed).view(5, -1, D).split([H, K, K], dim=1)
+    turned = kernels("rope").rotate(heads[0], heads[1], to(angles.cos()), to(angles.sin()))
+    for x, got in zip((q, k), turned, strict=True):
+        pairs = torch.complex(x[..., : D // 2].double(), x[..., D // 2 :].double())
+        turn = pairs * torch.complex(angles.cos().double(), angles.sin().double())[:, None]
+        want = torch.cat((turn.real, turn.imag), dim=-1)
+        assert_within(
+            got.cpu(), want, pairs.abs().repeat(1, 1, 2) * (UNIT[dtype] * (1 + UNIT[dtype]) + 4 * F32)
+        )
+
+
+def test_store() -> None:
+    blocks = torch.full((4, 2, 3, 2, 20), torch.nan, dtype=torch.bfloat16)
+    packed = seeded(5, 80, seed=1, dtype=torch.bfloat16)
+    k, v = packed.view(5, 4, 20).split(2, dim=1)
+    slots = torch.tensor([0, 11, 4, 7, 2])
+    got = to(blocks)
+    kernels("kv_store").write_kv(got, *to(packed).view(5, 4, 20).split(2, dim=1), to(slots))
+    for row, slot in enumerate(slots.tolist()):
+        blocks[slot // 3, 0, slot % 3], blocks[slot // 3, 1, slot % 3] = k[row], v[row]
+    assert same_bits(got.cpu(), blocks)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("num_out", "num_in"), [(77, 333), (64, 1024), (200, 1536), (2, 64)])
+@pytest.mark.parametrize("has_bias", [False, True])
+@pytest.mark.parametrize("num_rows", [1, 70, 131])
+def test_product(num_rows: int, has_bias: bool, num_out: int, num_in: int, dtype: torch.dtype) -> None:
+    """Few rows, more, and many: each runs another way through the segments."""
+    weight, x = seeded(num_out, num_in, seed=1, dtype=dtype), seeded(num_rows, num_in, seed=2, dtype=dtype)
+    bias = seeded(num_out, seed=3, dtype=dtype) if has_bias else None
+    packed = kernels("linear").pack(to(weight), None if bias is None else to(bias))
+    assert num_in < 1024 or packed.num_segments > 1
+    got = kernels("linear").linear(to(x), packed)
+    want, mass = x.double() @ weight.double().t(), x.double().abs() @ weight.double().abs().t()
+    if bias is not None:
+        want, mass = want + bias.double(), mass + bias.double().abs()
+    assert_within(got.cpu(), want, (num_in + 2) * F32 * mass + UNIT[dtype] * want.abs() * (1 + 2**-7))
+
+
+def test_a_segment_depends_on_the_weight_alone() -> None:
+    segment_of = kernels("linear").segment_of
+    for num_out, num_in in [
+        (4096, 4096),
+        (6144, 4096),
+        (28672, 4096),
+        (4096, 14336),
+        (128256, 4096),
+        (1024, 1024),
+    ]:
+        segment = segment_of(num_out, num_in)
+        assert segment % 128 == 0
+        assert segment * (-(-num_in // segment) - 1) < num_in
+    assert segment_of(28672, 4096) == 4096
+    assert segment_of(4096, 4096) < 4096
+
+
+HEADS = [(6, 2, 16, 8), (4, 4, 32, 16), (5, 1, 64, 3)]
+"""(H, K, D, P): grouped, one to one, one for all; a block size that divides no tile."""
+
+
+def attend(case: Case, P: int = 8, seed: int = 5, window: int | None = None) -> Tensor:
+    arrays = [to(x) for x in page(case, P, seed, window)]
+    return kernels("attention").paged_attention(to(case.q), *arrays, case.q.shape[2] ** -0.5, window)
+
+
+@pytest.mark.parametrize(("H", "K", "D", "P"), HEADS)
+@pytest.mark.parametrize("window", [None, 1, 130])
+@pytest.mark.parametrize(
+    ("lengths", "counts"),
+    [
+        ([1], [1]),
+        ([7, 1, 16], [3, 1, 16]),
+        ([33, 256, 257, 600], [1, 1, 1, 1]),
+        ([300, 5, 131, 64], [150, 5, 1, 0]),
+    ],
+)
+def test_attention(
+    lengths: list[int], counts: list[int], window: int | None, H: int, K: int, D: int, P: int
+) -> None:
+    """Rows alone and in chunks, over one part and over several."""
+    dtype = DTYPES[0]
+    case = random_case(lengths, counts, H, K, D, dtype, seed=3)
+    got = attend(case, P, window=window)
+    want, bound = dense(case, D**-0.5, window)
+    largest = max(float(values.abs().max()) for values in case.values)
+    assert_within(got.cpu(), want, bound + UNIT[dtype] * largest)
+
+
+def test_a_value_that_is_no_number_reaches_only_the_rows_that_see_it() -> None:
+    case = random_case([90], [60], 4, 2, 16, DTYPES[0], seed=3)
+    clean = attend(case)
+    case.values[0][70, 1, 5] = torch.inf
+    got = attend(case)
+    assert same_bits(got[:40], clean[:40])
+    assert bool(got[40:, 2:].isnan().all())
+    assert same_bits(got[40:, :2], clean[40:, :2])
+
+
+@pytest.mark.skipif(not ON_DEVICE, reason="the interpreter sums in another order")
+def test_any_company_gives_the_same_bits() -> None:
+    for dtype in DTYPES:
+        case = random_case([700, 5, 131, 64], [450, 5, 1, 1], 8, 2, 128, dtype, seed=3)
+        whole = attend(case, 16)
+        for first, count in ((0, 1), (17, 1), (100, 350), (449, 1)):
+            part = Case(
+                [250 + first + count], [count], case.q[first : first + count],
+                [case.keys[0][: 250 + first + count]], [case.values[0][: 250 + first + count]],
+            )  # fmt: skip
+            assert same_bits(attend(part, 3), whole[first : first + count])
+        for num_out, num_in in ((512, 4096), (40_000, 1024), (256, 333)):
+            x, weight = seeded(700, num_in, seed=1, dtype=dtype), seeded(num_out, num_in, seed=2, dtype=dtype)
+            packed = linear.IMPLS[0].pack(to(weight))
+            product = kernels("linear").linear(to(x), packed)
+            for first, end in ((0, 1), (3, 20), (100, 200), (0, 300), (699, 700)):
+                assert same_bits(kernels("linear").linear(to(x[first:end]), packed), product[first:end])
