@@ -257,7 +257,7 @@ def _overloaded(factor: float, repeat: int) -> Figures:
         "deadline_s": deadline_s,
         "good_share": len(good) / len(asks),
         "given_up_share": sum(one.code == "deadline_exceeded" for one in outcomes) / len(asks),
-        "refused_after_p50_s": load.percentile(refused, 0.5),
+        "refused_after_p50_s": load.percentile(refused, 0.5) if refused else 0.0,
         "ttft_p99_s": load.percentile([one.ttft_s for one in good], 0.99),
     }
 
