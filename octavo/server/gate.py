@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from octavo.server.front import Front
 
 GONE = "client_gone"
-OPEN_PATHS = frozenset({"/health", "/health/live", "/health/ready"})
+OPEN_PATHS = frozenset({"/health", "/health/live", "/health/ready", "/ping"})
 """Paths that need no key: probes have none."""
 UNTRACED = OPEN_PATHS | {"/metrics", "/version"}
 REQUEST_ID = "x-request-id"

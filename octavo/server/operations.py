@@ -177,6 +177,7 @@ OPERATIONS = (
     *(_counted(path, tokens.detokenize, *_DETOKENIZE) for path in ("/detokenize", "/v1/detokenize")),
     Operation("GET", "/health", health.health, "Whether it serves, and what is known of its engines", dict),
     Operation("GET", "/health/live", health.live, "Whether the process answers", dict),
+    Operation("GET", "/ping", health.live, "Whether the process answers", dict),
     Operation("GET", "/health/ready", health.ready, "Whether a request would be taken up", dict),
     Operation("GET", "/metrics", meters.metrics, "Metrics for Prometheus", media=("text/plain",)),
     *(

@@ -77,7 +77,7 @@ def test_where_keys_are_asked_for_it_says_so():
     open_paths = {
         path for path, methods in locked["paths"].items() for one in methods.values() if "security" in one
     }
-    assert open_paths == {"/health", "/health/live", "/health/ready", *STATIC}
+    assert open_paths == {"/health", "/health/live", "/health/ready", "/ping", *STATIC}
     assert "security" in json.loads(described(True, True))["paths"]["/metrics"]["get"]
 
 

@@ -24,7 +24,7 @@ from tests.server.test_hardening import answers_still, connect, listening_ports,
 from tests.server.test_http import error_of
 
 KEY, OTHER_KEY = "the-first-tenant's", "the-second-tenant's"
-KEYLESS = {"/health", "/health/live", "/health/ready", *STATIC}
+KEYLESS = {"/health", "/health/live", "/health/ready", "/ping", *STATIC}
 MIB = 2**20
 
 
