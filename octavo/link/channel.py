@@ -53,6 +53,11 @@ class Channel(Generic[_F]):
             raise LinkClosed("the link is closed")
         self._writer.write(packed)
 
+    @property
+    def num_unsent_bytes(self) -> int:
+        """What the other end has not taken yet."""
+        return self._writer.transport.get_write_buffer_size()
+
     async def receive(self) -> _F:
         """The next frame; once the link has ended, LinkClosed or the LinkError that ended it, each time."""
         while not self._arrived:

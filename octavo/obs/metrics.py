@@ -104,6 +104,19 @@ class Metrics:
         self.cached_tokens = histogram(
             "request_cached_tokens", "Prompt tokens of a request read from the cache", LENGTH_BUCKETS
         )
+        self.overhead = histogram(
+            "gateway_overhead_seconds",
+            "From a request's arrival to when it is sent to an engine: read, rendered, tokenized, let in",
+            FIRST_TOKEN_BUCKETS,
+        )
+        self.grammar_compile = histogram(
+            "grammar_compile_seconds",
+            "Trying a grammar out, the wait for others included",
+            FIRST_TOKEN_BUCKETS,
+        )
+        self.retry_after = histogram(
+            "retry_after_seconds", "When refused requests were told to come back", LATENCY_BUCKETS
+        )
         self.loop_lag = Gauge(
             PREFIX + "event_loop_lag_seconds",
             "How late the event loop last came back to a timer",

@@ -60,6 +60,11 @@ class Batches:
         if tasks:
             await asyncio.wait(tasks)
 
+    @property
+    def num_open(self) -> int:
+        """Batches that have not ended, of all tenants."""
+        return len(self._following)
+
     def uses(self, file_id: str) -> bool:
         """Whether a batch that has not ended reads this file."""
         return file_id in self._inputs.values()

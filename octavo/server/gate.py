@@ -21,7 +21,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from octavo.api.faults import MESSAGES_PATH, ROWS, UNKNOWN, HttpError, fault, messages_fault
-from octavo.errors import Bug, OctavoError
+from octavo.errors import Bug, Busy, OctavoError
 from octavo.server.guesses import Guesses
 from octavo.server.metering import Standing
 from octavo.server.running import Gone
@@ -131,6 +131,8 @@ class Gate:
         except Exception as error:
             known = error if isinstance(error, OctavoError) else self._unexpected(error, request_id)
             ended = known.code
+            if isinstance(known, Busy | HttpError) and known.retry_after_s is not None:
+                self._metrics.retry_after.observe(known.retry_after_s)
             if not started:
                 await _refusal(scope, known)(scope, receive, send_with_id)
             # Otherwise the answer stays without its end and the connection is closed, which clients notice.

@@ -111,6 +111,11 @@ class Member:
         return self._replica.pid if self._replica else None
 
     @property
+    def num_unsent_bytes(self) -> int:
+        """What the engine has not taken yet."""
+        return 0 if self._replica is None else self._replica.num_unsent_bytes
+
+    @property
     def load(self) -> Load:
         return Load(self.number, self.forecast.num_pending_tokens, len(self.aboard))
 

@@ -112,6 +112,11 @@ class FleetCollector(Collector):
         for name, help, value in (
             ("gateway_inflight", "Requests admitted and not yet answered", len(self._front.running)),
             ("gateway_queue_depth", "Prompts that wait for an engine to be ready", fleet.num_held),
+            (
+                "batch_jobs",
+                "Batches that have not ended",
+                self._front.batches.num_open if self._front.batches else 0,
+            ),
         ):
             yield GaugeMetricFamily(PREFIX + name, help, value=value)
         yield CounterMetricFamily(
@@ -131,6 +136,9 @@ class FleetCollector(Collector):
         state = GaugeMetricFamily(
             PREFIX + "engine_state", "1 for the state an engine is in", labels=["replica", "state"]
         )
+        queue = GaugeMetricFamily(
+            PREFIX + "ipc_queue_bytes", "What waits to be sent to an engine", labels=["replica"]
+        )
         up = GaugeMetricFamily(PREFIX + "replica_up", "Whether an engine takes requests", labels=["replica"])
         restarts = CounterMetricFamily(
             PREFIX + "engine_restarts", "Engines started in place of another", labels=["replica"]
@@ -141,7 +149,8 @@ class FleetCollector(Collector):
                 state.add_metric([name, phase.value], phase is member.phase)
             up.add_metric([name], member.phase is Phase.READY)
             restarts.add_metric([name], member.num_restarts)
-        yield from (state, up, restarts)
+            queue.add_metric([name], member.num_unsent_bytes)
+        yield from (state, up, restarts, queue)
 
 
 Known = Sequence[tuple[str, frames.Stats]]

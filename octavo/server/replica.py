@@ -105,6 +105,11 @@ class Replica:
             raise LinkClosed("the engine is not connected")
         self._channel.post(*sent)
 
+    @property
+    def num_unsent_bytes(self) -> int:
+        """What the engine has not taken yet."""
+        return 0 if self._channel is None else self._channel.num_unsent_bytes
+
     async def stop(self, within_s: float) -> None:
         """Let what runs finish, then end the process; kill it when `within_s` have passed."""
         with contextlib.suppress(LinkError):
