@@ -21,9 +21,9 @@ tokens, goes back to its place in the queue and recomputes.
 
 Why this cannot livelock: the order of sequences that have begun is total and fixed while they live, nobody yields to
 a worse placed one (held beams aside, which need nothing), and `submit` refuses what would not fit an empty pool. So
-with nothing in flight the best placed sequence that is not held gets at least one token, or else the prefill of a
-client that has been served less has taken all there was, got on by it, and is served less no longer at some time. All
-others can be preempted for the best placed if it has memory, and if it waits, then nobody behind it may begin, those
+with nothing in flight the best placed sequence that is not held gets at least one token, or else prompts of other
+clients have taken the step and got on by it, which they do a bounded number of times before they decode. All others
+can be preempted for the best placed if it has memory, and if it waits, then nobody behind it may begin, those
 with memory end in bounded time, and as soon as only held beams have memory they are preempted for it. Who is in front
 of those that have never begun changes only while others are served more, so every one of them comes to the front, and
 stays there until it begins.
@@ -84,13 +84,13 @@ class Planner:
         for placed, due in ready:
             sequence, num_clients = in_turn.pop(0) if due > 1 else (placed, 1)
             count = sequence.num_ready if due > 1 else due
-            if count == 1:
+            if due == 1:
                 draft.promised_tokens -= 1
-            elif count:
+            elif due:
                 self._admit_waiting(draft, before=sequence)
             if not count or sequence.seq_id in draft.preempted:
                 continue
-            if count > 1:
+            if due > 1:
                 count = min(count, self._chunk(sequence, draft, num_clients))
                 if count < 1:
                     draft.reserve(sequence.seq_id, self._tables.outstanding(sequence))
