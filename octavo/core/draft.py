@@ -64,9 +64,13 @@ class Draft:
         self.reserved_blocks += num_blocks - self.reserves.get(seq_id, 0)
         self.reserves[seq_id] = num_blocks
 
+    def release(self, seq_id: int) -> None:
+        """Its prompt needs no further blocks."""
+        self.reserved_blocks -= self.reserves.pop(seq_id, 0)
+
     def withdraw(self, seq_id: int) -> list[Copy]:
         """Take back what was decided for a sequence. Returns the copies that will not be made."""
-        self.reserved_blocks -= self.reserves.pop(seq_id, 0)
+        self.release(seq_id)
         piece = self.decodes.pop(seq_id, None) or self.prefills.pop(seq_id, None)
         if piece is None:
             return []

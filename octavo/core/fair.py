@@ -15,6 +15,7 @@ With one client the turns are the order of arrival.
 
 from __future__ import annotations
 
+import math
 from collections import Counter, OrderedDict, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -46,13 +47,13 @@ class Client:
 
     best    priority of what it has asked for
     served  the service it has had, for turns
-    lately  what of it has not faded at `faded_s`
+    lately  what of it had not faded when it was last charged, at `charged_s`
     """
 
     best: int | None = None
     served: float = 0.0
     lately: float = 0.0
-    faded_s: float = float("-inf")
+    charged_s: float = 0.0
     num_seats: int = 0
     lines: dict[int, deque[Group]] = field(default_factory=dict)
 
@@ -97,9 +98,10 @@ class Turns:
         """Of those that wait and may have a turn; None when nobody does."""
         return min((priority for _, priority in self._eligible()), default=None)
 
-    def may_have_turn(self, client: Client, priority: int) -> bool:
-        """Whether its seats let it have a turn for a request of that priority."""
-        return client.num_seats < self._limit(client, self._measure(priority))
+    def may_begin(self, request: Request) -> bool:
+        """Whether its client's seats let it have a turn."""
+        client = self.clients[request.client]
+        return client.num_seats < self._limit(client, self._measure(request.priority))
 
     def _measure(self, priority: int) -> tuple[int, float] | None:
         """How many have asked lately for something that good or better, and the least that one has had lately.
@@ -112,11 +114,10 @@ class Turns:
         return len(asking), min((self._lately(self.clients[name]) for name in asking), default=0.0)
 
     def _lately(self, client: Client) -> float:
-        """The service it has had lately, as of now."""
-        if client.faded_s != self.now_s:
-            client.lately *= 0.5 ** ((self.now_s - client.faded_s) / LATELY_S)
-            client.faded_s = self.now_s
-        return client.lately
+        """The service it has had lately, as of now. Changes nothing, so that who only looks changes no decision."""
+        if not client.lately:
+            return 0.0
+        return client.lately * math.exp2((client.charged_s - self.now_s) / LATELY_S)
 
     def _limit(self, client: Client, measure: tuple[int, float] | None) -> int:
         """Seats with which it gets no turn."""
@@ -209,9 +210,9 @@ class Turns:
         """Whether the client of `request` has been served less than that of `other`."""
         return self.clients[request.client].served < self.clients[other.client].served
 
-    def num_in_line(self, priority: int) -> int:
-        """Clients that wait for something of that priority."""
-        return sum(priority in client.lines for client in self._in_line.values())
+    def num_eligible(self, priority: int) -> int:
+        """Clients that wait for something of that priority and may have a turn."""
+        return sum(other == priority for _, other in self._eligible())
 
     def gives_way(self, request: Request) -> bool:
         """Whether somebody has asked lately for something of better priority, or has been served much less lately."""
@@ -230,3 +231,4 @@ class Turns:
         client = self.clients[request.client]
         client.served += cost * request.cost_weight
         client.lately = self._lately(client) + cost * request.cost_weight
+        client.charged_s = self.now_s

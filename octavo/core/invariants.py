@@ -273,7 +273,7 @@ def _check_turns(roster: Roster) -> set[int]:
             priority
             for client in turns.clients.values()
             for priority in client.lines
-            if turns.may_have_turn(client, priority)
+            if turns.may_begin(client.lines[priority][0].request)
         ),
         default=None,
     )

@@ -80,9 +80,9 @@ class Planner:
         draft.promised_tokens = sum(1 for _, count in ready if count == 1)
         prefills = [sequence for sequence, count in ready if count > 1]
         self._set_budget(draft, prefills, [sequence for sequence, count in ready if count == 1])
-        in_turn = self._in_parts(prefills)
+        in_parts = iter(self._in_parts(prefills))
         for placed, due in ready:
-            sequence, num_clients = in_turn.pop(0) if due > 1 else (placed, 1)
+            sequence, num_clients = next(in_parts) if due > 1 else (placed, 1)
             count = sequence.num_ready if due > 1 else due
             if due == 1:
                 draft.promised_tokens -= 1
@@ -159,6 +159,7 @@ class Planner:
         if end < known:
             draft.reserve(sequence.seq_id, self._tables.outstanding(sequence))
         else:
+            draft.release(sequence.seq_id)
             samples = sequence.num_draws
             sequence.pending += samples == 1 and not sequence.is_beam
         piece = Slice(
@@ -196,7 +197,7 @@ class Planner:
             place += 1
 
     def _may_go_before(self, sequence: Sequence, running: Sequence, draft: Draft) -> bool:
-        """By its priority; or, where something of the budget will be left, by what its client has been served."""
+        """By its priority; or in its turn before another client's, where something of the budget is left for that."""
         ours, theirs = sequence.request, running.request
         if ours.priority != theirs.priority:
             return ours.priority < theirs.priority
@@ -213,8 +214,12 @@ class Planner:
             shortest[key] = min(shortest.get(key, sequence.num_ready), sequence.num_ready)
         keyed = [(sequence, (sequence.request.priority, sequence.request.client)) for sequence in prefills]
         keyed.sort(key=lambda one: (one[1][0], shortest[one[1]], one[1][1], one[0].order))
-        clients = [key for _, key in keyed]
-        return [(sequence, len(set(clients[place:]))) for place, (sequence, _) in enumerate(keyed)]
+        found: list[tuple[Sequence, int]] = []
+        clients: set[tuple[int, str]] = set()
+        for sequence, client in reversed(keyed):
+            clients.add(client)
+            found.append((sequence, len(clients)))
+        return found[::-1]
 
     def _candidate(self, place: int) -> Sequence | None:
         """Who is asked next, when those before `place` in the queue have been."""
@@ -238,7 +243,7 @@ class Planner:
         """What of the budget a first slice may take: a part where other clients wait too, or a prefill runs."""
         turns, priority = self._roster.turns, sequence.request.priority
         if before is None and sequence.turn is None:
-            return -(-draft.tokens_left // max(turns.num_in_line(priority), 1))
+            return -(-draft.tokens_left // max(turns.num_eligible(priority), 1))
         if before is None or before.request.priority != priority:
             return draft.tokens_left
         if turns.is_behind(sequence.request, before.request):

@@ -31,6 +31,7 @@ from octavo.errors import Bug, RequestError
 
 __all__ = ["Limits", "Scheduler"]
 
+HAS_ITS_SEATS = "its client has its share of the seats"
 MAX_CLIENTS = 4096
 """Whose a realm of the cache is, is remembered of so many."""
 
@@ -321,7 +322,9 @@ class Scheduler:
         if sequence.state is State.HELD:
             return Wait("a beam waits for its siblings", sequence.waits_since_s)
         head = self.roster.head
-        if head is None or sequence is head:
+        if sequence.turn is None and not self.roster.turns.may_begin(sequence.request):
+            because = HAS_ITS_SEATS
+        elif head is None or sequence is head:
             because = sequence.wait_reason or "nothing has been planned since it came"
         else:
             name = head.request.request_id

@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import pytest
 
+from octavo.core.scheduler import HAS_ITS_SEATS
 from octavo.core.step import Token
 from tests.core.requests import request
 from tests.core.world import World, limits
@@ -168,6 +169,8 @@ def test_a_client_does_not_hold_every_seat_where_there_are_others():
     for _ in range(12):
         world.turn()
     assert seats_of(world) == {"a": 8}, "half, while the other has asked lately"
+    last = world.sequence("a29")
+    assert world.scheduler.why_waiting(last.seq_id).because == HAS_ITS_SEATS
     world.now_s = 100.0
     for _ in range(12):
         world.turn()
