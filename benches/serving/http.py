@@ -404,7 +404,12 @@ def s1(_: Settings) -> Bench:
         figure="good_share",
         unit="of offered",
         better="higher",
-        shape=_shape(rates=RATES, trace=TRACE, longest=(LONGEST_PROMPT, LONGEST_OUTPUT), prompt_tokens=None),
+        shape=_shape(
+            rates=RATES,
+            trace=TRACE if _trace_file().exists() else "drawn",
+            longest=(LONGEST_PROMPT, LONGEST_OUTPUT),
+            prompt_tokens=None,
+        ),
         gate=_gate_model,
         subjects={f"{rate:g} of capacity": functools.partial(_at_rate, lengths, rate) for rate in RATES},
         notes=[
@@ -415,22 +420,23 @@ def s1(_: Settings) -> Bench:
     )
 
 
-def _trace_lengths() -> list[tuple[int, int]]:
+def _trace_file() -> Path:
     folder = os.environ.get("OCTAVO_SHARED_DATA") or str(
         Path(__file__).resolve().parents[3] / "shared" / "data"
     )
-    path = Path(folder) / TRACE
-    if not path.exists():
-        raise SystemExit(f"S1 needs {path}; say where the data are with OCTAVO_SHARED_DATA")
-    with path.open(newline="") as lines:
-        rows = list(csv.DictReader(lines))
-    return [
-        (
-            min(int(row["ContextTokens"]), LONGEST_PROMPT),
-            max(min(int(row["GeneratedTokens"]), LONGEST_OUTPUT), 2),
-        )
-        for row in rows
-    ]
+    return Path(folder) / TRACE
+
+
+def _trace_lengths() -> list[tuple[int, int]]:
+    """Prompt and output tokens of requests: of the trace where it is, else drawn to be about as long as its are."""
+    path = _trace_file()
+    if path.exists():
+        with path.open(newline="") as lines:
+            rows = [(int(row["ContextTokens"]), int(row["GeneratedTokens"])) for row in csv.DictReader(lines)]
+    else:
+        rng = random.Random(6)
+        rows = [(int(rng.lognormvariate(7.0, 0.6)), int(rng.lognormvariate(5.3, 0.5))) for _ in range(2000)]
+    return [(max(min(prompt, LONGEST_PROMPT), 1), max(min(out, LONGEST_OUTPUT), 2)) for prompt, out in rows]
 
 
 @functools.cache

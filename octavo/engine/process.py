@@ -30,7 +30,7 @@ from octavo.link.channel import Channel, connect
 from octavo.link.wire import LinkClosed, LinkError
 
 STATS_PERIOD_S = 1.0
-MAX_PAGES = 8192
+MAX_PAGES = 4096
 """Blocks of the pool that are shown at most."""
 DRAIN_PULSES = 30
 EXIT_LOAD, EXIT_BROKEN = 3, 4

@@ -35,6 +35,7 @@ MAX_KILLS = 20
 WAKE_POLL_S = 0.02
 EXPIRE_S = 0.1
 HOLD_S = 60.0
+PAGES_S = 1.0
 
 
 class Fleet:
@@ -67,6 +68,8 @@ class Fleet:
         self._entries: dict[str, Entry] = {}
         self._held: dict[str, Entry] = {}
         self._is_stopped = False
+        self._shown: asyncio.Future[list[tuple[int, frames.Pages]]] | None = None
+        self._shown_s = 0.0
         self._show: OnLoading = lambda _: None
         self.watching: asyncio.Task[None] | None = None
         self.loading: frames.Loading | None = None
@@ -166,7 +169,16 @@ class Fleet:
         return sum(await asyncio.gather(*[member.reset_prefix_cache() for member in ready]))
 
     async def pages(self) -> list[tuple[int, frames.Pages]]:
-        """What is in the pool of each engine that serves, by its number. Raises HttpError when none does."""
+        """What is in the pool of each engine that serves, by its number. Raises HttpError when none does.
+
+        Looking takes an engine's time between two steps, so all who look within PAGES_S see the same.
+        """
+        now_s = time.monotonic()
+        if self._shown is None or now_s - self._shown_s >= PAGES_S:
+            self._shown, self._shown_s = asyncio.ensure_future(self._pages()), now_s
+        return await asyncio.shield(self._shown)
+
+    async def _pages(self) -> list[tuple[int, frames.Pages]]:
         ready = self._ready_members()
         if not ready:
             raise self._not_ready()

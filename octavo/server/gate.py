@@ -212,7 +212,8 @@ class Gate:
         if server is None or not _is_loopback(server[0]):
             return
         name = (host.rpartition(":")[0] if re.search(r":\d*$", host) else host).lower().rstrip(".")
-        if not _is_own_name(name) and name not in self._front.config.allowed_hosts:
+        allowed = {one.lower().rstrip(".") for one in self._front.config.allowed_hosts}
+        if not _is_own_name(name) and name not in allowed:
             raise HttpError(
                 "cross_origin",
                 f"this server is asked for as {name[:256]!r} on a loopback address; ask for localhost or the address "

@@ -200,12 +200,18 @@ def test_requests_with_many_choices_begin_though_they_take_more_than_is_left():
     assert world.output("a1")
 
 
-def test_a_short_prompt_does_not_wait_for_the_rest_of_anothers_long_one():
+def a_reads_a_long_prompt() -> World:
+    """Steps of 16 tokens; `b` has asked before."""
     world = World(limits(num_blocks=200, max_num_batched_tokens=16, max_chunk_tokens=16, max_model_len=256))
     world.submit(ask("b", 99, prompt=1))
     world.drain()
     world.submit(ask("a", 0, prompt=48))
     world.turn()
+    return world
+
+
+def test_a_short_prompt_does_not_wait_for_the_rest_of_anothers_long_one():
+    world = a_reads_a_long_prompt()
     world.submit(ask("b", 0, prompt=4))
     step = world.plan()
     tokens = {
@@ -217,11 +223,7 @@ def test_a_short_prompt_does_not_wait_for_the_rest_of_anothers_long_one():
 
 
 def test_going_early_leaves_a_token_to_the_others():
-    world = World(limits(num_blocks=200, max_num_batched_tokens=16, max_chunk_tokens=16, max_model_len=256))
-    world.submit(ask("b", 99, prompt=1))
-    world.drain()
-    world.submit(ask("a", 0, prompt=48))
-    world.turn()
+    world = a_reads_a_long_prompt()
     world.submit(ask("b", 0, prompt=30))
     step = world.plan()
     assert sorted(piece.num_tokens for piece in step.slices) == [1, 15]
@@ -230,11 +232,7 @@ def test_going_early_leaves_a_token_to_the_others():
 
 
 def test_running_prefills_of_several_clients_share_a_step():
-    world = World(limits(num_blocks=200, max_num_batched_tokens=16, max_chunk_tokens=16, max_model_len=256))
-    world.submit(ask("b", 99, prompt=1))
-    world.drain()
-    world.submit(ask("a", 0, prompt=48))
-    world.turn()
+    world = a_reads_a_long_prompt()
     world.submit(ask("b", 0, prompt=30))
     world.turn()
     assert [piece.num_tokens for piece in world.plan().slices] == [8, 8]
@@ -344,11 +342,7 @@ def test_a_heavy_users_prompts_go_on_in_small_pieces_while_light_ones_ask():
 
 
 def test_what_a_short_rest_leaves_is_the_others():
-    world = World(limits(num_blocks=200, max_num_batched_tokens=16, max_chunk_tokens=16, max_model_len=256))
-    world.submit(ask("b", 99, prompt=1))
-    world.drain()
-    world.submit(ask("a", 0, prompt=48))
-    world.turn()
+    world = a_reads_a_long_prompt()
     world.submit(ask("b", 0, prompt=18))
     world.turn()
     assert [piece.num_tokens for piece in world.plan().slices] == [3, 13]

@@ -84,6 +84,7 @@ class FakeEngine:
                     case frames.ResetCache():
                         await self._channel.send(frames.CacheWasReset(num_blocks=7))
                     case frames.ShowPages():
+                        self._num_steps += 1  # so that a test sees how often it was asked
                         await self._channel.send(
                             frames.Pages(
                                 states=bytes((0, 1, 1, 2, 2, 3)),

@@ -132,6 +132,16 @@ def test_others_are_counted_and_not_named(locked):
     assert "somebody" not in shown.text
 
 
+def test_many_who_look_at_the_blocks_ask_the_engine_once_a_second(server):
+    server.until(lambda health: "steps" in health["engine"])
+    began_s, before = time.monotonic(), server.health()["engine"]["steps"]
+    for _ in range(100):
+        assert server.get("/console/pages").status_code == 200
+    took_s = time.monotonic() - began_s
+    time.sleep(1.5)  # for the next pulse
+    assert server.health()["engine"]["steps"] - before <= took_s + 2
+
+
 def test_requests_are_ones_own_and_without_any_text(locked):
     for name, key in KEYS.items():
         body = {"prompt": f"say:the secret of {name}", "max_tokens": 30}

@@ -305,7 +305,7 @@ def test_its_own_names_and_addresses_are_taken(server, host):
 
 
 def test_a_name_the_operator_allows_is_taken_and_so_is_any_with_a_key(folder, locked):
-    with serving([str(folder), "--allowed-hosts", "llm.example,other.example"]) as served:
+    with serving([str(folder), "--allowed-hosts", "LLM.Example,other.example"]) as served:
         for host, status in (("llm.example:443", 200), ("LLM.example", 200), ("evil.example", 403)):
             answer = served.post("/v1/completions", {"prompt": "say:a"}, headers={"host": host})
             assert answer.status_code == status

@@ -6,6 +6,7 @@ the caller's key; of other tenants that is how many blocks they have, and not wh
 
 from __future__ import annotations
 
+import functools
 import time
 from dataclasses import dataclass
 from importlib import resources
@@ -49,6 +50,7 @@ class File:
     name: str
     kind: str
 
+    @functools.cache  # noqa: B019 - there are three of them
     def read(self) -> bytes:
         return resources.files(__package__).joinpath(self.name).read_bytes()
 

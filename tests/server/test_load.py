@@ -14,14 +14,13 @@ from octavo.cli import load
 from octavo.cli.load import Ask, Outcome, Slo, Target
 from octavo.cli.main import main
 from octavo.errors import ConfigError
-from tests.server.conftest import folder  # noqa: F401 - a fixture
 from tests.server.process import Served, serving
 
 KEY = "a-key-for-load"
 
 
 @pytest.fixture(scope="module")
-def served(folder):  # noqa: F811
+def served(folder):
     with serving([str(folder), "--api-key", KEY, "--max-queued-requests", "8"]) as made:
         yield made
 
