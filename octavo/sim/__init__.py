@@ -1,0 +1,1 @@
+"""A discrete-event world: the real scheduler under a virtual clock."""
