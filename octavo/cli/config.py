@@ -10,7 +10,7 @@ import argparse
 from typing import Any
 
 from octavo.cli import output, settings
-from octavo.cli.plan import look_ahead
+from octavo.cli.plans.memory import look_ahead
 from octavo.config import KNOBS, SECTIONS, Knob
 
 

@@ -22,7 +22,7 @@ COMMANDS = {
     "chat": "talk in the terminal",
     "bench": "measure: latency, throughput, machine",
     "eval": "quality of a model on a task",
-    "plan": "arithmetic before a model is loaded: memory",
+    "plan": "arithmetic before anything is loaded or bought: memory",
     "models": "models that are here",
     "doctor": "what this machine has, what was chosen and why, with fixes",
     "keys": "make keys for a server's tenants, check the file of them",

@@ -49,7 +49,7 @@ def test_every_command_has_help_and_names_the_variables(name, capsys):
     assert left.value.code == 0
     text = capsys.readouterr().out
     assert text.startswith(f"usage: octavo {name}")
-    if name not in ("models", "keys"):
+    if name not in ("models", "keys", "plan"):
         assert "OCTAVO_NUM_THREADS" in text
 
 
@@ -73,6 +73,8 @@ def test_every_command_has_help_and_names_the_variables(name, capsys):
         (["generate", "--temperature", "-1", "hi"], "temperature"),
         (["chat", "--n", "2"], "one answer at a time"),
         (["chat", "--url", "http://127.0.0.1:1", "--dtype", "bf16"], "no effect with --url"),
+        (["plan"], "KIND"),
+        (["plan", "memry"], "invalid choice"),
         (["plan", "memory", "--device", "cuda"], "needs --memory-limit"),
         (["serve", "--quantization", "gptq"], "does not read it yet"),
     ],
