@@ -18,6 +18,7 @@ from octavo.core.pages import Pages, pages
 from octavo.core.scheduler import Scheduler
 from octavo.core.sequence import Request, SamplingParams
 from octavo.core.step import Event, Finished, Forked, Held, Preempted, Step, StepResult, Token
+from octavo.core.turns import TurnTaker
 from octavo.decode.beam import BeamSearch
 from octavo.decode.grammar import Compiled, Grammars
 from octavo.engine.checks import bad_words_of, check_request, check_types
@@ -64,11 +65,7 @@ class Counts:
     fairness_gap: float
 
 
-LONG_STEP = 0.25
-"""Of the most tokens in a step: more make a long one."""
-
-
-class Engine:
+class Engine(TurnTaker[list[Update]]):
     """Requests in, updates out. Belongs to one thread; only the executor's work runs beside it.
 
     vocab_size  rows of the model's head; a tokenizer may know fewer
@@ -86,6 +83,7 @@ class Engine:
         clock: Callable[[], float],
         seed: int = 0,
     ) -> None:
+        super().__init__(scheduler.limits.max_num_batched_tokens)
         self.scheduler = scheduler
         self._vocab_size = vocab_size
         self.tokenizer = tokenizer
@@ -102,14 +100,15 @@ class Engine:
         self._started: dict[int, int] = {}
         self._appended: list[tuple[int, int]] = []
         self._ended: list[int] = []
-        self._flight: tuple[Step, Future[StepResult]] | None = None
+        self._starts: list[Start] = []
+        self._future: Future[StepResult] | None = None
         self._failure: Bug | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="octavo-step")
 
     @property
     def is_busy(self) -> bool:
         """Whether anything is waiting, running or in flight."""
-        return self._flight is not None or bool(self._tracked)
+        return self.awaited is not None or bool(self._tracked)
 
     @property
     def num_requests(self) -> int:
@@ -239,47 +238,38 @@ class Engine:
         return pages(self.scheduler, max_shown)
 
     def step(self) -> list[Update]:
-        """One turn: plan the next step while the last one runs, start it, commit the last one.
+        """One turn, as `octavo.core.turns` orders its calls.
 
-        While a long one runs (LONG_STEP) nothing is planned, and the next turn does it: whoever comes meanwhile is in
-        the next step then, and not in the one after it, and the pause for planning is little beside it.
         Raises Bug when a step could not be carried out, and from then on.
         """
         self._raise_failure()
-        is_long = self._is_long_step_running()
-        ahead = None if is_long else self._planned()
         updates: list[Update] = []
-        if self._flight is not None:
-            step, future = self._flight
-            result = self._carried_out(step, future)
+        awaited = self.begin_turn()
+        if awaited is not None:
+            result = self._carried_out(awaited)
             self._step_times.note(self._launched_s, self._clock())
-            self._flight = None
-            self._launch(ahead)
-            events = self.scheduler.commit(step, result, self._clock())
-            self._note_prompts(result)
-            updates = self._told(events)
-            if self._flight is None and self._tracked and not is_long:
-                self._launch(self._planned())
-        else:
-            self._launch(ahead)
-        if self._flight is None and self._tracked and not updates and not is_long:
+            updates = self.end_turn(result)
+        if self.awaited is None and self._tracked and not updates and not self.is_paused:
             self._failure = Bug(f"{len(self._tracked)} requests wait, and the scheduler plans nothing")
             self._raise_failure()
         return updates
 
-    def _is_long_step_running(self) -> bool:
-        if self._flight is None:
-            return False
-        num_tokens = sum(piece.num_tokens for piece in self._flight[0].slices)
-        return num_tokens > LONG_STEP * self.scheduler.limits.max_num_batched_tokens
-
-    def _carried_out(self, step: Step, future: Future[StepResult]) -> StepResult:
+    def _carried_out(self, step: Step) -> StepResult:
         """The step's result. Whatever broke it ends the engine: what one sequence does comes back as its output."""
+        assert self._future is not None, "a step under way has a future"
         try:
-            return future.result()
+            return self._future.result()
         except Exception as error:
             self._failure = Bug(f"step {step.number} could not be carried out: {error}")
             raise self._failure from error
+
+    def _committed(self, step: Step, result: StepResult) -> list[Update]:
+        events = self.scheduler.commit(step, result, self._clock())
+        self._note_prompts(result)
+        return self._told(events)
+
+    def _is_wanted(self) -> bool:
+        return bool(self._tracked)
 
     def close(self) -> None:
         """Wait for the step in flight and stop the thread. Requests still tracked are lost."""
@@ -289,19 +279,19 @@ class Engine:
         if self._failure is not None:
             raise self._failure
 
-    def _planned(self) -> tuple[Step, list[Start]] | None:
+    def _planned(self) -> Step | None:
         now_s = self._clock()
         step = self.scheduler.plan(now_s)
         if step is None:
             return None
         for seq_id in step.preempted:
             self._started.pop(seq_id, None)
-        starts = []
+        self._starts = []
         for piece in step.slices:
             if self._started.get(piece.seq_id) != piece.epoch:
                 self._started[piece.seq_id] = piece.epoch
-                starts.append(self._start(piece.seq_id, piece.epoch, now_s))
-        return step, starts
+                self._starts.append(self._start(piece.seq_id, piece.epoch, now_s))
+        return step
 
     def _start(self, seq_id: int, epoch: int, now_s: float) -> Start:
         sequence = self.scheduler.sequences[seq_id]
@@ -329,16 +319,13 @@ class Engine:
             bad_words=tracked.bad_words,
         )
 
-    def _launch(self, planned: tuple[Step, list[Start]] | None) -> None:
-        if planned is None:
-            return
-        step, starts = planned
+    def _launch(self, step: Step) -> None:
+        starts, self._starts = self._starts, []
         appended, self._appended = self._appended, []
         ended, self._ended = self._ended, []
         self._num_steps += 1
         self._launched_s = self._clock()
-        future = self._thread.submit(self._executor.run, step, starts, appended, ended)
-        self._flight = (step, future)
+        self._future = self._thread.submit(self._executor.run, step, starts, appended, ended)
 
     def _note_prompts(self, result: StepResult) -> None:
         """Keep what was computed about prompts: log-probabilities, embeddings."""
