@@ -82,6 +82,17 @@ ROWS: dict[str, list[Panel]] = {
             "positions per second",
             [(rate("computed_tokens_total", "replica"), "{{replica}}")],
         ),
+        (
+            "Tokens in a step",
+            "short",
+            "mean",
+            [
+                (
+                    f"{rate('batch_tokens_sum', 'replica')} / {rate('batch_tokens_count', 'replica')}",
+                    "{{replica}}",
+                )
+            ],
+        ),
         ("KV blocks", "short", "by state", [(now("kv_blocks", "state"), "{{state}}")]),
         ("KV memory in use", "percentunit", "", [(f"octavo_kv_usage_ratio{OF}", "{{replica}}")]),
         (
@@ -125,6 +136,13 @@ ROWS: dict[str, list[Panel]] = {
         ),
         ("Fairness gap", "short", "weighted tokens", [(f"octavo_fairness_gap_tokens{OF}", "{{replica}}")]),
         ("Batch lines", "short", "per second", [(rate("batch_lines_total", "result"), "{{result}}")]),
+        ("Batches", "short", "that have not ended", [(now("batch_jobs", "state"), "{{state}}")]),
+        (
+            "Deadlines",
+            "reqps",
+            "requests that had one",
+            [(rate("slo_requests_total", "class", "met"), "{{class}}, met: {{met}}")],
+        ),
         (
             "In the front",
             "short",

@@ -28,20 +28,28 @@ from octavo.engine.tracking import Tracked
 from octavo.errors import Bug, RequestError
 from octavo.exec.executor import Executor, Start
 from octavo.exec.runner import Payload
-from octavo.link.frames import STEP_BUCKETS_S, Progress
+from octavo.link.frames import STEP_BUCKETS_S, TOKEN_BUCKETS, Progress
 
 
 @dataclass(slots=True)
 class StepTimes:
-    """How long forward passes took, from launch to result. `counts` by the buckets of STEP_BUCKETS_S, and above."""
+    """How long forward passes took, from launch to result, and how many tokens they had.
+
+    counts        by duration, in the buckets of STEP_BUCKETS_S and above
+    token_counts  by tokens, in those of TOKEN_BUCKETS and above
+    """
 
     counts: list[int] = field(default_factory=lambda: [0] * (len(STEP_BUCKETS_S) + 1))
+    token_counts: list[int] = field(default_factory=lambda: [0] * (len(TOKEN_BUCKETS) + 1))
+    num_tokens: int = 0
     total_s: float = 0.0
     longest_s: float = 0.0
     ended_s: float = 0.0
 
-    def note(self, launched_s: float, ended_s: float) -> None:
+    def note(self, num_tokens: int, launched_s: float, ended_s: float) -> None:
         took_s = ended_s - launched_s
+        self.token_counts[bisect_left(TOKEN_BUCKETS, num_tokens)] += 1
+        self.num_tokens += num_tokens
         self.counts[bisect_left(STEP_BUCKETS_S, took_s)] += 1
         self.total_s += took_s
         self.longest_s = max(self.longest_s, took_s)
@@ -247,7 +255,7 @@ class Engine(TurnTaker[list[Update]]):
         awaited = self.begin_turn()
         if awaited is not None:
             result = self._carried_out(awaited)
-            self._step_times.note(self._launched_s, self._clock())
+            self._step_times.note(awaited.num_tokens, self._launched_s, self._clock())
             updates = self.end_turn(result)
         if self.awaited is None and self._tracked and not updates and not self.is_paused:
             self._failure = Bug(f"{len(self._tracked)} requests wait, and the scheduler plans nothing")

@@ -222,6 +222,8 @@ class EngineProcess:
                     step_age_s=now_s - counts.steps.ended_s,
                     step_counts=tuple(counts.steps.counts),
                     steps_s=counts.steps.total_s,
+                    token_counts=tuple(counts.steps.token_counts),
+                    step_tokens=counts.steps.num_tokens,
                     block_tokens=counts.block_tokens,
                     cached_kv_blocks=counts.cached_kv_blocks,
                     pinned_kv_blocks=counts.pinned_kv_blocks,

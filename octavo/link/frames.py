@@ -26,10 +26,11 @@ import msgspec
 from octavo.config import EngineConfig
 from octavo.core.sequence import SamplingParams
 
-PROTOCOL = 4
+PROTOCOL = 5
 """Raised when a frame changes its meaning. Two processes that differ in it part at once."""
 
 
+TOKEN_BUCKETS = tuple(2**power for power in range(16))
 STEP_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 """Upper bounds by which engines count their forward passes."""
 
@@ -316,6 +317,8 @@ class Stats(Frame, frozen=True):
     step_age_s      since the last one ended, or the engine was ready
     step_counts     forward passes by duration, in the buckets of STEP_BUCKETS_S and above
     steps_s         all of them together
+    token_counts    forward passes by tokens, in the buckets of TOKEN_BUCKETS and above
+    step_tokens     all of them together
     fairness_gap    weighted tokens between the most and the least served client of those that wait
     cached_kv_blocks  blocks with cached prefixes that nobody runs on
     lookup_tokens ... computed_tokens  totals, as in `octavo.core.cache.Counters`
@@ -331,6 +334,8 @@ class Stats(Frame, frozen=True):
     step_age_s: float = 0.0
     step_counts: tuple[int, ...] = ()
     steps_s: float = 0.0
+    token_counts: tuple[int, ...] = ()
+    step_tokens: int = 0
     block_tokens: int = 0
     cached_kv_blocks: int = 0
     pinned_kv_blocks: int = 0

@@ -114,6 +114,22 @@ class Metrics:
             "Trying a grammar out, the wait for others included",
             FIRST_TOKEN_BUCKETS,
         )
+        self.objectives = counter(
+            "slo_requests",
+            "Requests with a deadline by whether the whole answer was there in time; refused ones were not",
+            "class",
+            "met",
+        )
+        self.stall = histogram(
+            "stream_stall_seconds",
+            "Waits of 0.1 s or more for a client to take what was sent",
+            LATENCY_BUCKETS,
+        )
+        self.resume_gap = histogram(
+            "gateway_resume_gap_seconds",
+            "From the end of an engine to the next token of an answer it had begun",
+            LATENCY_BUCKETS,
+        )
         self.retry_after = histogram(
             "retry_after_seconds", "When refused requests were told to come back", LATENCY_BUCKETS
         )

@@ -111,18 +111,39 @@ class Shared:
 class BatchLife:
     """One batch from where it is to its end. Raises Failed."""
 
-    def __init__(self, shared: Shared, row: StoredBatch, cancelled: asyncio.Event) -> None:
+    def __init__(self, shared: Shared, row: StoredBatch) -> None:
         self._shared = shared
         self._front = shared.front
         self._storage = shared.storage
         self._row = row
-        self._cancelled = cancelled
+        self._cancelled = asyncio.Event()
+        if row.batch.status == "cancelling":
+            self._cancelled.set()
         self._deadline_s = time.monotonic() + max(0.0, row.batch.expires_at - time.time())
         self._accounted = Sums()
 
     @property
+    def input_file_id(self) -> str:
+        return self._row.batch.input_file_id
+
+    @property
+    def status(self) -> str:
+        """Where it is, a wish to cancel it included."""
+        is_going = self._row.batch.status in ("validating", "in_progress")
+        return "cancelling" if is_going and self._cancelled.is_set() else self._row.batch.status
+
+    @property
+    def left_s(self) -> float:
+        """Until it expires; below 0 when it has."""
+        return self._deadline_s - time.monotonic()
+
+    @property
     def _id(self) -> str:
         return self._row.batch.id
+
+    def cancel(self) -> None:
+        """The store says that it is to be cancelled."""
+        self._cancelled.set()
 
     async def run(self) -> None:
         """Each step starts from what the store says, so that any of them may be the first."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 import traceback
+from collections.abc import Sequence
 
 import msgspec
 
@@ -33,8 +34,7 @@ class Batches:
         self._log: Log = front.log
         self._shared = Shared(front, storage)
         self._following: dict[str, asyncio.Task[None]] = {}
-        self._cancels: dict[str, asyncio.Event] = {}
-        self._inputs: dict[str, str] = {}
+        self._lives: dict[str, BatchLife] = {}
         self._tending: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
@@ -61,13 +61,13 @@ class Batches:
             await asyncio.wait(tasks)
 
     @property
-    def num_open(self) -> int:
+    def lives(self) -> Sequence[BatchLife]:
         """Batches that have not ended, of all tenants."""
-        return len(self._following)
+        return list(self._lives.values())
 
     def uses(self, file_id: str) -> bool:
         """Whether a batch that has not ended reads this file."""
-        return file_id in self._inputs.values()
+        return any(life.input_file_id == file_id for life in self._lives.values())
 
     async def create(self, tenant: Tenant, asked: BatchRequest) -> WireBatch:
         """Raises RequestError and HttpError; what is wrong inside the file shows later, in the batch."""
@@ -109,8 +109,8 @@ class Batches:
         if batch.status not in ("cancelling", "cancelled"):
             text = f"the batch is {batch.status}; only one that is validating or in progress can be cancelled"
             raise HttpError("invalid_value", text)
-        if batch_id in self._cancels:
-            self._cancels[batch_id].set()
+        if batch_id in self._lives:
+            self._lives[batch_id].cancel()
         return batch
 
     async def get(self, tenant: Tenant, batch_id: str) -> WireBatch:
@@ -123,22 +123,17 @@ class Batches:
 
     def _follow(self, row: StoredBatch) -> None:
         batch_id = row.batch.id
-        self._inputs[batch_id] = row.batch.input_file_id
-        cancelled = self._cancels[batch_id] = asyncio.Event()
-        if row.batch.status == "cancelling":
-            cancelled.set()
-        task = self._following[batch_id] = asyncio.create_task(self._whole_life(row, cancelled))
+        life = self._lives[batch_id] = BatchLife(self._shared, row)
+        task = self._following[batch_id] = asyncio.create_task(self._whole_life(batch_id, life))
 
         def forget(_: object) -> None:
-            for kept in (self._following, self._cancels, self._inputs):
-                kept.pop(batch_id, None)
+            del self._following[batch_id], self._lives[batch_id]
 
         task.add_done_callback(forget)
 
-    async def _whole_life(self, row: StoredBatch, cancelled: asyncio.Event) -> None:
-        batch_id = row.batch.id
+    async def _whole_life(self, batch_id: str, life: BatchLife) -> None:
         try:
-            await BatchLife(self._shared, row, cancelled).run()
+            await life.run()
         except Failed as failed:
             self._log.warn("batch_failed", batch=batch_id, code=failed.errors[0].code)
             await self._end_failed(batch_id, failed.errors)

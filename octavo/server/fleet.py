@@ -277,6 +277,7 @@ class Fleet:
                 self._fail([entry], HttpError("engine_error", text))
             else:
                 self.num_resumed += 1
+                entry.running.interrupted()
                 self._place(entry)
 
     def _without_culprit(self, aboard: list[Entry], member: Member) -> list[Entry]:

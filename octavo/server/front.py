@@ -31,7 +31,7 @@ from octavo.server import keyring
 from octavo.server.fleet import Fleet
 from octavo.server.grammars import Grammars
 from octavo.server.metering import BATCH_WEIGHT, Standings
-from octavo.server.meters import FleetCollector, note_run
+from octavo.server.meters import FleetCollector, note_objective, note_run
 from octavo.server.public_prefixes import PublicPrefixes
 from octavo.server.running import Running
 from octavo.server.tenants import Caller
@@ -185,6 +185,7 @@ class Front:
             deadline_s=None if allowed_s is None else (caller.received_s or arrival_s) + allowed_s,
             on_gap=self.metrics.itl.observe if len(prompts) == params.num_choices == 1 else None,
             on_tokens=self.metrics.output_tokens_now.inc,
+            on_resumed=self.metrics.resume_gap.observe,
         )
 
     async def admit(self, running: Running) -> None:
@@ -206,6 +207,7 @@ class Front:
             await running.admitted()
         except BaseException:
             self._leave(running)
+            note_objective(self.metrics, running)
             standing.charge(-num_tokens)
             raise
 

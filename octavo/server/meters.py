@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from prometheus_client import ProcessCollector
@@ -15,8 +17,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 import octavo
+from octavo.api.batches import OPEN
 from octavo.link import frames
-from octavo.link.frames import STEP_BUCKETS_S
+from octavo.link.frames import STEP_BUCKETS_S, TOKEN_BUCKETS
 from octavo.obs.metrics import PREFIX, Metrics
 from octavo.server.member import Phase
 from octavo.server.running import Running
@@ -25,7 +28,6 @@ if TYPE_CHECKING:
     from octavo.server.front import Front
 
 LAG_PERIOD_S = 0.5
-BUCKET_NAMES = (*(str(float(bound)) for bound in STEP_BUCKETS_S), "+Inf")
 
 
 async def metrics(request: Request) -> Response:
@@ -54,6 +56,18 @@ def note_run(meters: Metrics, running: Running) -> None:
             meters.tpot.observe((marks.last_s - marks.first_s) / (marks.output_tokens - 1))
     for ended in marks.ended:
         _note_engine(meters, ended.metrics)
+    note_objective(meters, running)
+
+
+def note_objective(meters: Metrics, running: Running) -> None:
+    """A request with a deadline has ended or was refused. Of one whose client left, nothing can be said."""
+    if running.deadline_s is None or running.is_gone:
+        return
+    marks = running.marks
+    is_met = marks.failure is None and len(marks.ended) == len(running.submits)
+    meters.objectives.labels(
+        "batch" if running.caller.is_batch else "online", "true" if is_met else "false"
+    ).inc()
 
 
 def _note_engine(meters: Metrics, told: frames.Metrics) -> None:
@@ -92,7 +106,7 @@ class FleetCollector(Collector):
         known = [(str(one.number), one.stats) for one in self._front.fleet.members if one.stats is not None]
         yield from _gauges(known)
         yield from _counters(known)
-        yield _steps(known)
+        yield from _steps(known)
         if self._compat == "vllm":
             yield from _vllm(known, self._front)
 
@@ -112,13 +126,9 @@ class FleetCollector(Collector):
         for name, help, value in (
             ("gateway_inflight", "Requests admitted and not yet answered", len(self._front.running)),
             ("gateway_queue_depth", "Prompts that wait for an engine to be ready", fleet.num_held),
-            (
-                "batch_jobs",
-                "Batches that have not ended",
-                self._front.batches.num_open if self._front.batches else 0,
-            ),
         ):
             yield GaugeMetricFamily(PREFIX + name, help, value=value)
+        yield from self._batch_state()
         yield CounterMetricFamily(
             PREFIX + "gateway_resumed",
             "Prompts that went on after their engine had gone",
@@ -130,6 +140,21 @@ class FleetCollector(Collector):
         spans.add_metric(["sent"], traces.num_sent if traces else 0)
         spans.add_metric(["dropped"], traces.num_dropped if traces else 0)
         yield spans
+
+    def _batch_state(self) -> Iterator[Metric]:
+        lives = self._front.batches.lives if self._front.batches else []
+        counts = Counter(life.status for life in lives)
+        jobs = GaugeMetricFamily(PREFIX + "batch_jobs", "Batches that have not ended", labels=["state"])
+        for state in sorted(OPEN):
+            jobs.add_metric([state], counts[state])
+        yield jobs
+        oldest = GaugeMetricFamily(
+            PREFIX + "batch_oldest_deadline_seconds",
+            "Until the first of the open batches expires; absent while there is none",
+        )
+        if lives:
+            oldest.add_metric([], min(life.left_s for life in lives))
+        yield oldest
 
     def _engine_state(self) -> Iterator[Metric]:
         members = self._front.fleet.members
@@ -211,17 +236,25 @@ def _counters(known: Known) -> Iterator[Metric]:
         yield family
 
 
-def _steps(known: Known) -> Metric:
-    family = HistogramMetricFamily(
-        PREFIX + "engine_step_seconds", "Forward passes by duration", labels=["replica"]
-    )
-    for replica, stats in known:
-        total, buckets = 0, []
-        for name, count in zip(BUCKET_NAMES, stats.step_counts or (0,) * len(BUCKET_NAMES), strict=True):
-            total += count
-            buckets.append((name, total))
-        family.add_metric([replica], buckets, sum_value=stats.steps_s)
-    return family
+def _steps(known: Known) -> Iterator[Metric]:
+    """What engines have counted by bucket themselves."""
+    for name, help, bounds, field, total in (
+        ("engine_step_seconds", "Forward passes by duration", STEP_BUCKETS_S, "step_counts", "steps_s"),
+        (
+            "batch_tokens",
+            "Forward passes by the tokens in them",
+            TOKEN_BUCKETS,
+            "token_counts",
+            "step_tokens",
+        ),
+    ):
+        family = HistogramMetricFamily(PREFIX + name, help, labels=["replica"])
+        names = (*(str(float(bound)) for bound in bounds), "+Inf")
+        for replica, stats in known:
+            counts = getattr(stats, field) or (0,) * len(names)
+            buckets = list(zip(names, accumulate(counts), strict=True))
+            family.add_metric([replica], buckets, sum_value=getattr(stats, total))
+        yield family
 
 
 def _vllm(known: Known, front: Front) -> Iterator[Metric]:

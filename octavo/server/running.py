@@ -49,6 +49,7 @@ class Running:
     timer          rings then
     on_gap         is told the seconds between tokens
     on_tokens      is told how many have come
+    on_resumed     is told the seconds from the end of an engine to the first token from another
 
     Deltas of one choice that wait here together become one, so a slow reader holds at most its own answer.
     """
@@ -62,6 +63,7 @@ class Running:
         deadline_s: float | None = None,
         on_gap: Callable[[float], None] | None = None,
         on_tokens: Callable[[float], None] | None = None,
+        on_resumed: Callable[[float], None] | None = None,
     ) -> None:
         self.submits = tuple(submits)
         self.grammar_param = grammar_param
@@ -71,6 +73,8 @@ class Running:
         self.marks = Marks(time.monotonic() if caller.received_s is None else caller.received_s)
         self._on_gap = on_gap
         self._on_tokens = on_tokens
+        self._on_resumed = on_resumed
+        self._interrupted_s: float | None = None
         self._place = {submit.request_id: place for place, submit in enumerate(submits)}
         self._waiting: deque[Update] = deque()
         self._wake = asyncio.Event()
@@ -123,16 +127,29 @@ class Running:
             marks.first_s = now_s
         elif self._on_gap is not None:
             self._on_gap(now_s - marks.last_s)
+        if self._interrupted_s is not None and self._on_resumed is not None:
+            self._on_resumed(now_s - self._interrupted_s)
+        self._interrupted_s = None
         marks.last_s = now_s
         marks.output_tokens += len(delta.token_ids)
         if self._on_tokens is not None:
             self._on_tokens(len(delta.token_ids))
+
+    def interrupted(self) -> None:
+        """The engine has gone in the middle of an answer; another goes on with it."""
+        if self.marks.first_s is not None and self._interrupted_s is None:
+            self._interrupted_s = time.monotonic()
 
     def fail(self, error: OctavoError) -> None:
         """Nothing more will come; whoever waits gets the error after what has already arrived."""
         if self._error is None:
             self._error = error
         self._wake.set()
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether its client has left."""
+        return self._is_gone
 
     def abandon(self) -> None:
         """The client has gone; whoever waits gets `Gone`."""

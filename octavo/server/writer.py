@@ -171,7 +171,9 @@ async def respond(request: Request, writer: Writer) -> Response:
     async with watching(request.receive, running.abandon):
         if isinstance(writer, StreamWriter) and writer.is_stream:
             await front.admit(running)
-            return EventStream(writer.events(), running, front.finish, writer.headers)
+            return EventStream(
+                writer.events(), running, front.finish, front.metrics.stall.observe, writer.headers
+            )
         return json_response(await whole_answer(writer), headers=writer.headers)
 
 
@@ -183,5 +185,8 @@ async def whole_answer(writer: Writer) -> object:
         whole = writer.whole(await answers.collect(running, writer.listening))
         await writer.keep()
         return whole
+    except OctavoError as error:
+        running.marks.failure = error.code
+        raise
     finally:
         front.finish(running)

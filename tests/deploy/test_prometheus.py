@@ -118,7 +118,7 @@ def prometheus(target: str, home: Path) -> Iterator[httpx.Client]:
 
 def work(served: Served) -> None:
     """Something of everything: answers, a refusal, a line of a batch."""
-    served.post("/v1/completions", {"prompt": "import os", "max_tokens": 6})
+    served.post("/v1/completions", {"prompt": "import os", "max_tokens": 6, "deadline_ms": 60_000})
     served.post("/v1/completions", {"prompt": "import os", "max_tokens": -1})
     line = {
         "custom_id": "a",

@@ -20,6 +20,7 @@ import pytest
 from octavo import LLM, SamplingParams
 from tests.server.process import Served, serving
 from tests.server.test_faults import children
+from tests.server.test_metrics import samples, summed
 
 REAL = (sys.executable, "-m", "octavo", "serve")
 SETTINGS = {"num_kv_blocks": 512, "num_threads": 1, "max_num_seqs": 16}
@@ -294,6 +295,28 @@ def test_a_served_process_holds_no_torch(real):
 
     assert not has_torch(real.process.pid)
     assert sum(map(has_torch, children(real.process.pid))) == 1, "the engine, and not what compiles grammars"
+
+
+def test_steps_are_counted_by_their_tokens(real, client):
+    before = samples(real)
+    client.completions.create(
+        model="quire", prompt="import os", max_tokens=3, extra_body={"ignore_eos": True}
+    )
+
+    def grown() -> bool:
+        return (
+            summed(samples(real), "octavo_batch_tokens_count")
+            >= summed(before, "octavo_batch_tokens_count") + 3
+        )
+
+    real.until(lambda _: grown())
+    found = samples(real)
+    assert summed(found, "octavo_batch_tokens_count") == summed(found, "octavo_engine_steps_total")
+    assert summed(found, "octavo_batch_tokens_sum") == summed(found, "octavo_computed_tokens_total")
+    assert summed(found, "octavo_batch_tokens_bucket", le="+Inf") == summed(
+        found, "octavo_batch_tokens_count"
+    )
+    assert summed(found, "octavo_batch_tokens_bucket", le="1.0") > 0
 
 
 def test_embeddings_are_the_engines_own_to_the_last_bit(client, llm):

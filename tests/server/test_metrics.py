@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
+import socket
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics
 from prometheus_client.parser import text_string_to_metric_families as families
 
+from tests.server import jobs
 from tests.server.process import Served, serving
 
 OPERATIONS = Path(__file__).resolve().parents[2] / "docs/operations.md"
@@ -106,6 +110,65 @@ def test_counters_equal_what_the_client_has_counted(fresh):
     assert summed(found, "octavo_engine_state", replica="0", state="ready") == 1
     assert summed(found, "octavo_engine_steps_total") > 0
     assert summed(found, "process_resident_memory_bytes") > 0
+
+
+def test_deadlines_kept_and_missed_are_counted(fresh):
+    def ask(prompt: str, **more: Any) -> int:
+        return send(fresh, "/v1/completions", {"prompt": prompt, **more}).status_code
+
+    assert ask("say:abc", deadline_ms=60_000) == 200
+    assert ask("say:abc", deadline_ms=60_000, stream=True) == 200
+    assert ask("say:abc") == 200
+    assert ask("!wait", deadline_ms=100) == 504
+    assert ask("!refuse", deadline_ms=60_000) == 400
+    send(fresh, "/v1/completions", {"prompt": "!error say:abcdef", "deadline_ms": 60_000})
+    with fresh.client.stream(
+        "POST", "/v1/completions", json={"prompt": "!wait", "stream": True, "deadline_ms": 60_000}
+    ) as left:
+        assert left.status_code == 200
+    fresh.until(lambda health: health["requests"] == 0)
+    found = samples(fresh)
+    assert summed(found, "octavo_slo_requests_total", met="true") == 2
+    assert summed(found, "octavo_slo_requests_total", met="false") == 3
+    assert summed(found, "octavo_slo_requests_total", **{"class": "online"}) == 5
+
+
+def test_a_client_that_stops_reading_is_seen(fresh):
+    messages = [{"role": "user", "content": "!forever"}]
+    asked = {"messages": messages, "stream": True, "max_tokens": 3000, "logprobs": True, "top_logprobs": 20}
+    body = json.dumps(asked).encode()
+    head = "POST /v1/chat/completions HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\n"
+    head += f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
+    url = httpx.URL(fresh.url)
+    with socket.socket() as one:
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        one.connect((url.host, url.port))
+        one.settimeout(30)
+        one.sendall(head.encode() + body)
+        fresh.until(lambda health: health["requests"] == 1)
+        time.sleep(2)
+        read = b""
+        while part := one.recv(1 << 16):
+            read = (read + part)[-100:]
+        assert b"[DONE]" in read
+    fresh.until(lambda health: health["requests"] == 0)
+    found = samples(fresh)
+    assert summed(found, "octavo_stream_stall_seconds_count") >= 1
+    assert summed(found, "octavo_stream_stall_seconds_sum") > 0.5
+
+
+def test_open_batches_are_counted_by_state(fresh):
+    assert summed(samples(fresh), "octavo_batch_jobs") == 0
+    assert not [name for name, _ in samples(fresh) if name == "octavo_batch_oldest_deadline_seconds"]
+    batch = jobs.start(fresh.client, jobs.jsonl([jobs.chat_line(0, "!wait")]))
+    fresh.until(lambda _: jobs.look(fresh.client, batch["id"])["status"] == "in_progress")
+    found = samples(fresh)
+    assert summed(found, "octavo_batch_jobs", state="in_progress") == 1
+    assert summed(found, "octavo_batch_jobs") == 1
+    assert 86_000 < summed(found, "octavo_batch_oldest_deadline_seconds") <= 86_400
+    assert fresh.post(f"/v1/batches/{batch['id']}/cancel").status_code == 200
+    jobs.ended(fresh.client, batch["id"])
+    fresh.until(lambda _: summed(samples(fresh), "octavo_batch_jobs") == 0)
 
 
 def test_a_restart_shows(fresh):

@@ -21,6 +21,7 @@ import pytest
 
 from tests.server.process import Served, serving
 from tests.server.test_faults import children, is_alive
+from tests.server.test_metrics import samples, summed
 
 TEXT = "the quick brown fox jumps over"
 
@@ -114,6 +115,9 @@ def test_with_two_engines_the_other_one_goes_on_at_once(folder):
         health = served.until(lambda health: all(one["status"] == "ready" for one in health["engines"]))
         assert len(health["engines"]) == 2
         assert pids
+        found = samples(served)
+        assert summed(found, "octavo_gateway_resume_gap_seconds_count") == 1
+        assert 0 < summed(found, "octavo_gateway_resume_gap_seconds_sum") < 60
 
 
 def kill_one(served: Served) -> None:
