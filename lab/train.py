@@ -167,6 +167,14 @@ def loss_of(model: Llama, batch: Batch, guide_weight: float = 0.0) -> tuple[Tens
     return loss + guide_weight * guided, right, guided.item()
 
 
+def optimizers_of(model: Llama, recipe: Recipe) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices, AdamW for the embedding and the norms, at their full rates."""
+    matrices = [w for n, w in model.named_parameters() if w.ndim == 2 and "embed" not in n]
+    rest = [w for n, w in model.named_parameters() if w.ndim == 1 or "embed" in n]
+    adam = torch.optim.AdamW(rest, lr=recipe.adam_lr, betas=(0.9, 0.95), weight_decay=0.0)
+    return [Muon(matrices, lr=recipe.muon_lr), adam]
+
+
 class Run:
     """One training run: model, optimizers, clock and log."""
 
@@ -179,10 +187,7 @@ class Run:
         self.batches = Batches(self.tokenizer, train, recipe.seed)
         self.probe = measure.Probe(self.batches, held_out)
         self.model = Llama(shape, torch.bfloat16, recipe.seed)
-        matrices = [w for n, w in self.model.named_parameters() if w.ndim == 2 and "embed" not in n]
-        rest = [w for n, w in self.model.named_parameters() if w.ndim == 1 or "embed" in n]
-        adam = torch.optim.AdamW(rest, lr=recipe.adam_lr, betas=(0.9, 0.95), weight_decay=0.0)
-        self.optimizers = [Muon(matrices, lr=recipe.muon_lr), adam]
+        self.optimizers = optimizers_of(self.model, recipe)
         self.base_lrs = [recipe.muon_lr, recipe.adam_lr]
         self.step, self.elapsed_s, self.tokens = 0, 0.0, 0
         if (out / "checkpoint.pt").exists():
