@@ -98,6 +98,16 @@ class Turns:
         """Of those that wait and may have a turn; None when nobody does."""
         return min((priority for _, priority in self._eligible()), default=None)
 
+    @property
+    def has_rivals(self) -> bool:
+        """Whether more than one client has ever asked for anything."""
+        return sum(self._known.values()) > 1
+
+    @property
+    def oldest_s(self) -> float:
+        """When whoever asked longest ago did; nothing changes here by time alone until LATELY_S after it."""
+        return min((next(iter(asked.values())) for asked in self._asked.values()), default=math.inf)
+
     def may_begin(self, request: Request) -> bool:
         """Whether its client's seats let it have a turn."""
         client = self.clients[request.client]

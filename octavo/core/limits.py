@@ -151,6 +151,8 @@ def _check_begun(request: Request, total: int) -> None:
 def _check_tokens(prompt: tuple[int, ...]) -> None:
     if not prompt:
         raise RequestError("the prompt is empty; it must hold at least one token", param="prompt")
+    if set(map(type, prompt)) == {int} and min(prompt) >= 0 and max(prompt) <= MAX_TOKEN:
+        return  # the usual case, without a loop
     for token in prompt:
         if not isinstance(token, int) or not 0 <= token <= MAX_TOKEN:
             raise RequestError(

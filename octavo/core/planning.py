@@ -174,6 +174,15 @@ class Planner:
         )
         draft.add(piece, extension.copies, is_decode=start + 1 == known)
 
+    def refused(self, draft: Draft, decodes: Ordered[Sequence]) -> tuple[Sequence | None, str | None]:
+        """Who is asked first in a step in which all others decode, and why it has to wait with all behind it."""
+        draft.promised_tokens = len(decodes)
+        self._set_budget(draft, [], decodes)
+        draft.promised_tokens, draft.num_tokens = 0, len(decodes)
+        head = self._candidate(0)
+        refusal = None if head is None else self._refusal(head, draft)
+        return head, None if refusal is None or refusal[1] else refusal[0]
+
     def _admit_waiting(self, draft: Draft, before: Sequence | None = None) -> None:
         """Let waiting sequences begin until one has to wait.
 

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 
 from octavo.core.admit import FreeBlocks, PrefixUnderWay, Rule, Seats, TokenBudget
 from octavo.core.cache import Counters, PrefixCache
+from octavo.core.draft import Draft
 from octavo.core.invariants import check
 from octavo.core.limits import Limits, check_request
 from octavo.core.planning import Planner
@@ -88,6 +89,16 @@ class Scheduler:
     @property
     def counters(self) -> Counters:
         return self.cache.counters
+
+    @property
+    def num_used_blocks(self) -> int:
+        """Blocks of live sequences; cached ones nobody runs on are free."""
+        return self.limits.num_blocks - 1 - self.cache.pool.num_available
+
+    @property
+    def num_waiting(self) -> int:
+        """Sequences that wait for memory."""
+        return self.roster.num_waiting
 
     def live(self, request_id: str) -> list[Sequence]:
         """The live sequences of a request, in order of their making; empty when there is none."""
@@ -196,6 +207,24 @@ class Scheduler:
         self.cache.pool.defer_until(step.number)
         self.cache.counters.computed_tokens += step.num_tokens
         return step
+
+    @property
+    def has_news(self) -> bool:
+        """Whether preemptions are still to be told of."""
+        return bool(self._planner.preempted or self._planner.events)
+
+    def refused(self, draft: Draft, decodes: Ordered[Sequence]) -> tuple[Sequence | None, str | None]:
+        """Who is asked first in a step in which all others decode, and why it may not begin; see `stretch.py`."""
+        return self._planner.refused(draft, decodes)
+
+    def jump(self, step: Step) -> None:
+        """Its turns have been skipped: `step` is under way in place of the one that was, and is the last planned."""
+        num_skipped = step.number + 1 - self._next_step
+        self._next_step = step.number + 1
+        self.flights[0] = Flight(step, ())
+        self.cache.step_number = step.number
+        self.cache.pool.defer_until(step.number)
+        self.cache.counters.computed_tokens += num_skipped * step.num_tokens
 
     def commit(self, step: Step, result: StepResult, now_s: float) -> list[Event]:
         """Take in what the oldest step in flight has produced."""

@@ -50,7 +50,7 @@ class Tables:
     def missing(self, sequence: Sequence, end: int) -> int:
         """Blocks to take before positions `num_planned .. end - 1` can be written."""
         count = -(-end // self.block_tokens) - len(sequence.table)
-        return max(0, count) + self._must_copy(sequence)
+        return max(0, count) + self.must_copy(sequence)
 
     def reachable(self, sequence: Sequence, end: int) -> int:
         """How far up to `end` the available blocks go; `num_planned` when not one position can be written."""
@@ -115,7 +115,7 @@ class Tables:
 
         The caller has made sure that `missing` blocks are available.
         """
-        extension = self._copy_on_write(sequence) if self._must_copy(sequence) else UNCHANGED
+        extension = self._copy_on_write(sequence) if self.must_copy(sequence) else UNCHANGED
         count = -(-end // self.block_tokens) - len(sequence.table)
         if count > 0:
             taken = self.pool.take(count)
@@ -126,7 +126,7 @@ class Tables:
             sequence.table.extend(taken)
         return extension
 
-    def _must_copy(self, sequence: Sequence) -> bool:
+    def must_copy(self, sequence: Sequence) -> bool:
         """The first block to be written has slots that somebody else still reads."""
         index = sequence.num_planned // self.block_tokens
         if index >= len(sequence.table):

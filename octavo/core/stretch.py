@@ -1,0 +1,234 @@
+"""Many turns at once: while the same sequences decode and nothing else can happen, a turn need not be played.
+
+In such a stretch a turn does only this: a token for each sequence; at block borders a block taken and one published; at
+one client each the service charged. `measure` says how many turns that holds for, `skip` plays them together. What is
+left behind, down to the order of free blocks, is what as many calls of `plan` and `commit` would have left; only the
+events are not made, which are one Token for each sequence and turn.
+
+turn 1 .. k of a stretch, step n under way when it begins:
+
+    turn j   begins at ends_s[j-2]: plan n+j      ends at ends_s[j-1]: launch n+j, commit n+j-1
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from collections.abc import Sequence as Ordered
+from dataclasses import dataclass
+
+from octavo.core.draft import Draft
+from octavo.core.fair import LATELY_S, OUTPUT_COST, Client
+from octavo.core.scheduler import Scheduler
+from octavo.core.sequence import Sequence, State
+from octavo.core.step import Slice, Step
+
+Drawn = Callable[[Sequence, int], Iterable[int]]
+"""The next so many tokens of a sequence."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """Turns that can be skipped.
+
+    num_turns  at most so many
+    since_s    no turn may end later than LATELY_S after it; see `reaches`
+    blocked    who waits at the head of the queue meanwhile, and why
+    """
+
+    sequences: tuple[Sequence, ...]
+    num_turns: int
+    since_s: float
+    blocked: tuple[Sequence, str] | None
+
+    def reaches(self, now_s: float) -> bool:
+        """Whether a turn may end at that time."""
+        return now_s - self.since_s <= LATELY_S
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """Where the scheduler is after a stretch.
+
+    step        under way now
+    used        (turn, blocks in use when its step is launched): from that turn until the next one listed
+    """
+
+    step: Step
+    used: tuple[tuple[int, int], ...]
+
+
+def measure(scheduler: Scheduler, awaited: Step) -> Stretch | None:
+    """What can be skipped from here, between two turns, with `awaited` under way; None when the next must be played.
+
+    Not when a sequence is about to end, to begin, to be preempted or to draw a token that may end it; nor with a
+    sliding window, which frees blocks as it goes.
+    """
+    roster, cache = scheduler.roster, scheduler.cache
+    slices = awaited.slices
+    if len(slices) != len(roster.resident) or awaited.num_tokens != len(slices) or not slices:
+        return None
+    if cache.has_window or awaited.copies or len(scheduler.flights) != 1 or scheduler.has_news:
+        return None
+    num_turns = 2**31
+    for sequence, piece in zip(roster.resident, slices, strict=True):
+        left = sequence.max_total_tokens - len(sequence.tokens) - 1
+        if left < num_turns:
+            num_turns = left
+        if num_turns < 1 or not _decodes(sequence, piece) or scheduler.tables.must_copy(sequence):
+            return None
+    sequences = tuple(roster.resident)
+    num_turns = _affordable(scheduler, sequences, num_turns)
+    if num_turns < 1:
+        return None
+    blocked = None
+    if roster.waiting or len(roster.turns):
+        blocked = _blocked(scheduler, sequences)
+        if blocked is None:
+            return None
+    return Stretch(sequences, num_turns, roster.turns.oldest_s, blocked)
+
+
+def _decodes(sequence: Sequence, piece: Slice) -> bool:
+    """Its only token to come is the one this slice draws, and no token can end it."""
+    request = sequence.request
+    return (
+        piece.seq_id == sequence.seq_id
+        and piece.epoch == sequence.epoch
+        and piece.samples == 1
+        and sequence.pending == 1
+        and sequence.num_planned == len(sequence.tokens)
+        and sequence.state is State.RUNNING
+        and not sequence.is_beam
+        and (request.params.ignore_eos or not request.end_token_ids)
+        and not request.params.stop_token_ids
+    )
+
+
+def _affordable(scheduler: Scheduler, sequences: Ordered[Sequence], num_turns: int) -> int:
+    """So many of the turns as the blocks available now are enough for."""
+    size, available = scheduler.limits.block_tokens, scheduler.cache.pool.num_available
+    lengths = [len(sequence.tokens) for sequence in sequences]
+
+    def needed(turns: int) -> int:
+        return sum((length + turns + size - 1) // size - (length + size - 1) // size for length in lengths)
+
+    if len(lengths) * (num_turns // size + 1) <= available or needed(num_turns) <= available:
+        return num_turns
+    low, high = 0, num_turns
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if needed(middle) <= available else (low, middle)
+    return low
+
+
+def _blocked(scheduler: Scheduler, sequences: Ordered[Sequence]) -> tuple[Sequence, str] | None:
+    """Who waits and goes on waiting as long as nobody ends, and why; None where that is not certain."""
+    roster, cache = scheduler.roster, scheduler.cache
+    if roster.turns.has_rivals or cache.computing or cache.pool.deferred:
+        return None
+    draft = Draft(cache, scheduler.limits.max_num_batched_tokens)
+    head, reason = scheduler.refused(draft, sequences)
+    if head is None or reason is None or sequences[-1].request.priority > head.request.priority:
+        return None
+    for sequence in sequences:
+        node, depth = sequence.node, sequence.num_published
+        if cache.enabled and (node is None or node.num_children):
+            return None
+        if not depth or head.keys[depth - 1 : depth] == sequence.keys[depth - 1 : depth]:
+            return None  # what it publishes might be the head's own beginning
+    return head, reason
+
+
+def skip(
+    scheduler: Scheduler, awaited: Step, stretch: Stretch, ends_s: Ordered[float], drawn: Drawn
+) -> Skipped:
+    """Play `len(ends_s)` turns at once, at most `stretch.num_turns`; nothing else has been called since `measure`."""
+    count = len(ends_s)
+    for sequence in stretch.sequences:
+        sequence.tokens.extend(drawn(sequence, count))
+    _charge(scheduler, stretch, ends_s)
+    used = _move_blocks(scheduler, awaited, stretch, count)
+    if stretch.blocked is not None:
+        head, reason = stretch.blocked
+        head.wait_reason = reason
+        head.wait_reasons[reason] = head.wait_reasons.get(reason, 0) + count
+    roster = scheduler.roster
+    roster.tell(ends_s[-1])
+    slices = []
+    for sequence in stretch.sequences:
+        length = len(sequence.tokens)
+        sequence.num_planned, sequence.num_computed = length, length - 1
+        fresh = (
+            sequence.table[-1:]
+            if length % scheduler.limits.block_tokens == 1 % scheduler.limits.block_tokens
+            else []
+        )
+        sequence.num_reported = len(sequence.table)
+        slices.append(Slice(sequence.seq_id, sequence.epoch, length - 1, 1, tuple(fresh), (), 1))
+    step = Step(awaited.number + count, tuple(slices))
+    scheduler.jump(step)
+    return Skipped(step, tuple(used))
+
+
+def _charge(scheduler: Scheduler, stretch: Stretch, ends_s: Ordered[float]) -> None:
+    """Each client's service, in the very order of additions in which commits would have charged it."""
+    costs: dict[str, list[float]] = {}
+    for sequence in stretch.sequences:
+        request = sequence.request
+        costs.setdefault(request.client, []).append(OUTPUT_COST * request.cost_weight)
+    for name, own in costs.items():
+        _charge_client(scheduler.roster.turns.clients[name], own, ends_s)
+
+
+def _charge_client(client: Client, costs: list[float], ends_s: Ordered[float]) -> None:
+    served, lately, charged_s = client.served, client.lately, client.charged_s
+    exp2 = math.exp2
+    for now_s in ends_s:
+        if lately:
+            lately *= exp2((charged_s - now_s) / LATELY_S)
+        charged_s = now_s
+        for cost in costs:
+            lately += cost
+    if served.is_integer() and all(cost.is_integer() for cost in costs):
+        served += len(ends_s) * sum(costs)
+    else:
+        for _ in ends_s:
+            for cost in costs:
+                served += cost
+    client.served, client.lately, client.charged_s = served, lately, charged_s
+
+
+def _move_blocks(scheduler: Scheduler, awaited: Step, stretch: Stretch, count: int) -> list[tuple[int, int]]:
+    """Take and publish blocks turn by turn; only turns in which there is something to do are looked at."""
+    size, number = scheduler.limits.block_tokens, awaited.number
+    cache, tables, pool = scheduler.cache, scheduler.tables, scheduler.cache.pool
+    usable = scheduler.limits.num_blocks - 1
+    lengths = {sequence.seq_id: len(sequence.tokens) - count for sequence in stretch.sequences}
+    due: dict[int, list[Sequence]] = {}
+    for sequence in stretch.sequences:
+        due.setdefault(-lengths[sequence.seq_id] % size, []).append(sequence)
+    residues = sorted(due)
+    used = [(1, usable - pool.num_available)]
+    turn, base, place = 0, 0, 0
+    while True:
+        while base + residues[place] + 1 <= turn:
+            place += 1
+            if place == len(residues):
+                place, base = 0, base + size
+        border = base + residues[place] + 1
+        turn = turn + 1 if turn == 0 or pool.deferred else border
+        if turn > count:
+            return used
+        members = due[residues[place]] if turn == border else ()
+        cache.step_number = number + turn
+        for sequence in members:
+            sequence.num_planned = lengths[sequence.seq_id] + turn - 1
+            tables.extend(sequence, sequence.num_planned + 1)
+        used.append((turn, usable - pool.num_available))
+        pool.defer_until(number + turn)
+        pool.settle(number + turn - 1)
+        for sequence in members:
+            sequence.num_computed = lengths[sequence.seq_id] + turn - 1
+            cache.publish(sequence)
+        used.append((turn + 1, usable - pool.num_available))

@@ -1,0 +1,337 @@
+"""One engine under a virtual clock: the real scheduler and the real order of turns; only the computing is a number.
+
+Time is in whole nanoseconds. What arrives while a step runs waits in `inbox` until the turn is over, as an engine's
+thread takes its commands between turns.
+"""
+
+from __future__ import annotations
+
+import enum
+from bisect import bisect_left
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import accumulate
+from typing import Protocol
+
+from octavo.core.cache import Counters
+from octavo.core.limits import Limits
+from octavo.core.scheduler import Scheduler
+from octavo.core.sequence import Begun, Request, SamplingParams, Sequence
+from octavo.core.step import Event, Finished, Output, Preempted, Step, StepResult, Token
+from octavo.core.stretch import Stretch, measure, skip
+from octavo.core.turns import TurnTaker
+from octavo.errors import Bug, RequestError
+from octavo.sim.served import Served, Tally
+from octavo.sim.timing import NS_PER_S, Timing, step_ns, stretch_ns, work_of
+
+MAX_TURNS = 4096
+"""Turns skipped at once; more only means another stretch."""
+
+
+class Phase(enum.Enum):
+    """What a replica does when it is due."""
+
+    IDLE = "idle"
+    BEGIN = "begin"
+    END = "end"
+    SKIP = "skip"
+
+
+@dataclass(slots=True)
+class Skipping:
+    """Turns that are skipped, and when each ends; the step launched at the end of one lasts `durations_ns` of it."""
+
+    stretch: Stretch
+    ends_ns: list[int]
+    durations_ns: list[int]
+
+    def cut(self, now_ns: int) -> int:
+        """Something has come: stop after the turn that is under way. Returns when that ends."""
+        index = bisect_left(self.ends_ns, now_ns)
+        del self.ends_ns[index + 1 :]
+        return self.ends_ns[-1]
+
+
+@dataclass(frozen=True, slots=True)
+class Submit:
+    """Take this request in, from the token on that its client has last."""
+
+    served: Served
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """End this request; its client has left."""
+
+    served: Served
+
+
+Command = Submit | Cancel
+
+
+@lru_cache(maxsize=65536)
+def params_of(max_tokens: int) -> SamplingParams:
+    """Draw exactly so many tokens, whatever they are."""
+    return SamplingParams(max_tokens=max_tokens, temperature=0.0, ignore_eos=True)
+
+
+def request_of(served: Served, max_tokens: int | None = None, *, is_shared: bool = True) -> Request:
+    """A job as the scheduler sees it, with what it has begun elsewhere.
+
+    is_shared  its tokens may be those of others; otherwise any tokens will do
+    """
+    job = served.job
+    begun: tuple[Begun, ...] = ()
+    if served.num_tokens:
+        first = job.output[0]
+        begun = (Begun(0, tuple(range(first, first + served.num_tokens))),)
+    return Request(
+        request_id=served.request_id,
+        prompt=served.tokens() if is_shared else served.any_tokens(),
+        params=params_of(max_tokens or job.num_output_tokens),
+        priority=job.priority,
+        client=job.client,
+        begun=begun,
+    )
+
+
+class Decider(Protocol):
+    """What a replica asks of a scheduler: the real one, or a baseline."""
+
+    limits: Limits
+
+    @property
+    def idle(self) -> bool: ...
+
+    @property
+    def counters(self) -> Counters: ...
+
+    @property
+    def sequences(self) -> Mapping[int, Sequence]: ...
+
+    @property
+    def num_used_blocks(self) -> int: ...
+
+    @property
+    def num_waiting(self) -> int: ...
+
+    def submit(self, request: Request, now_s: float) -> None: ...
+
+    def cancel(self, request_id: str, now_s: float) -> list[Event]: ...
+
+    def plan(self, now_s: float) -> Step | None: ...
+
+    def commit(self, step: Step, result: StepResult, now_s: float) -> list[Event]: ...
+
+
+class Replica(TurnTaker[None]):
+    """A scheduler, its device's timing, and what is on its way.
+
+    on_first, on_end  told of a request's first token, and of its end
+    due_ns            when `fire` is to be called next; None while there is nothing to do
+    """
+
+    def __init__(
+        self,
+        number: int,
+        scheduler: Decider,
+        timing: Timing,
+        *,
+        on_first: Callable[[Served], None],
+        on_end: Callable[[Served], None],
+        is_exact: bool = False,
+    ) -> None:
+        super().__init__(scheduler.limits.max_num_batched_tokens)
+        self.number = number
+        self.scheduler = scheduler
+        self.timing = timing
+        self._is_exact = is_exact
+        self._skipping: Skipping | None = None
+        self.tally = Tally(replica=number, num_kv_blocks=scheduler.limits.num_blocks - 1)
+        self.inbox: list[Command] = []
+        self.live: dict[str, Served] = {}
+        self.phase = Phase.IDLE
+        self.due_ns: int | None = None
+        self.now_ns = 0
+        self._ends_ns = 0
+        self._planned_ns = -1
+        self._by_seq: dict[int, Served] = {}
+        self._on_first, self._on_end = on_first, on_end
+        host = timing.host
+        self._turn_ns = round(host.turn_s * NS_PER_S)
+        self._plan_ns = round(host.plan_s * NS_PER_S)
+
+    def send(self, command: Command, now_ns: int) -> None:
+        """Hand a command over; it is taken between turns, at once when nothing runs."""
+        self.inbox.append(command)
+        if self.phase is Phase.IDLE:
+            self.phase, self.due_ns = Phase.BEGIN, now_ns
+        elif self._skipping is not None:
+            self.due_ns = self._skipping.cut(now_ns)
+
+    def fire(self, now_ns: int) -> None:
+        """Do what is due now."""
+        self.now_ns = now_ns
+        if self._skipping is not None:
+            self._skip(self._skipping)
+        elif self.phase is Phase.END:
+            assert self.awaited is not None
+            self.end_turn(self._result(self.awaited))
+        self._take_commands()
+        self._begin()
+
+    def _begin(self) -> None:
+        self._skipping = None if self._is_exact or self.awaited is None else self._measure(self.awaited)
+        if self._skipping is not None:
+            self.phase, self.due_ns = Phase.SKIP, self._skipping.ends_ns[-1]
+            return
+        step = self.begin_turn()
+        if step is None and self.awaited is not None:
+            self.begin_turn()  # launched just now: the next turn begins at once
+        if self.awaited is not None:
+            self.phase, self.due_ns = Phase.END, self._ends_ns
+        elif self.scheduler.idle:
+            self.phase, self.due_ns = Phase.IDLE, None
+        else:
+            raise Bug(f"{len(self.scheduler.sequences)} sequences wait, and the scheduler plans nothing")
+
+    def _measure(self, awaited: Step) -> Skipping | None:
+        """The turns that need not be played from here."""
+        num_seqs = len(awaited.slices)
+        scheduler = self.scheduler
+        if num_seqs > self._long_tokens or not isinstance(scheduler, Scheduler):
+            return None
+        stretch = measure(scheduler, awaited)
+        if stretch is None:
+            return None
+        count = min(stretch.num_turns, MAX_TURNS)
+        durations = stretch_ns(self.timing.model, work_of(awaited), count)
+        turn_ns = self._turn_ns
+        if turn_ns:
+            ends = list(accumulate((one + turn_ns for one in durations), initial=self._ends_ns))
+        else:
+            ends = list(accumulate(durations, initial=self._ends_ns))
+        skipping = Skipping(stretch, ends[:-1], durations)
+        while skipping.ends_ns and not stretch.reaches(skipping.ends_ns[-1] / NS_PER_S):
+            skipping.ends_ns.pop()
+        return skipping if skipping.ends_ns else None
+
+    def _skip(self, skipping: Skipping) -> None:
+        """Play a stretch up to now."""
+        self._skipping = None
+        awaited, scheduler = self.awaited, self.scheduler
+        assert awaited is not None, "a stretch has a step under way"
+        assert isinstance(scheduler, Scheduler), "no other can be skipped"
+        ends_ns, by_seq = skipping.ends_ns, self._by_seq
+        count, width = len(ends_ns), len(awaited.slices)
+        durations = skipping.durations_ns[:count]
+
+        def drawn(sequence: Sequence, num_tokens: int) -> range:
+            first = by_seq[sequence.seq_id].first_output + len(sequence.tokens)
+            return range(first, first + num_tokens)
+
+        waiting = scheduler.num_waiting
+        skipped = skip(scheduler, awaited, skipping.stretch, [one / NS_PER_S for one in ends_ns], drawn)
+        self.awaited = skipped.step
+        self._ends_ns = ends_ns[-1] + self._turn_ns + durations[-1]
+        self.tally.skipped(ends_ns[0] + self._turn_ns, durations, width, skipped.used, waiting)
+        gaps = [one + self._turn_ns for one in durations[:-1]]
+        longest = max(gaps, default=0)
+        self.tally.gaps_of(gaps, width)
+        for piece in awaited.slices:
+            served = by_seq[piece.seq_id]
+            served.num_tokens += count
+            gap_ns = ends_ns[0] - served.last_ns
+            served.longest_gap_ns = max(served.longest_gap_ns, gap_ns, longest)
+            self.tally.gap(gap_ns, 1)
+            served.last_ns = ends_ns[-1]
+
+    def _take_commands(self) -> None:
+        commands, self.inbox = self.inbox, []
+        now_s = self.now_ns / NS_PER_S
+        for command in commands:
+            served = command.served
+            if isinstance(command, Cancel):
+                if served.request_id in self.live:
+                    self._tell(self.scheduler.cancel(served.request_id, now_s))
+            else:
+                self._submit(served, now_s)
+
+    def _submit(self, served: Served, now_s: float) -> None:
+        try:
+            self.scheduler.submit(self._request(served), now_s)
+        except RequestError as error:
+            served.refusal = str(error)
+            served.end("refused", self.now_ns)
+            self._on_end(served)
+            return
+        self.live[served.request_id] = served
+
+    def _request(self, served: Served) -> Request:
+        return request_of(served, is_shared=self.scheduler.limits.enable_prefix_caching)
+
+    def _planned(self) -> Step | None:
+        step = self.scheduler.plan(self.now_ns / NS_PER_S)
+        if step is None:
+            return None
+        self._planned_ns = self.now_ns
+        by_seq = self._by_seq
+        for piece in step.slices:
+            if piece.seq_id not in by_seq:
+                sequence = self.scheduler.sequences[piece.seq_id]
+                served = by_seq[piece.seq_id] = self.live[sequence.request.request_id]
+                if served.scheduled_ns is None:
+                    served.scheduled_ns = self.now_ns
+                    served.num_cached_tokens = min(sequence.num_cached_tokens, served.num_prompt_tokens)
+        return step
+
+    def _launch(self, step: Step) -> None:
+        work = work_of(step)
+        duration_ns = step_ns(self.timing.model, work)
+        gap_ns = self._turn_ns + (self._plan_ns if self._planned_ns == self.now_ns else 0)
+        self._ends_ns = self.now_ns + gap_ns + duration_ns
+        used, waiting = self.scheduler.num_used_blocks, self.scheduler.num_waiting
+        self.tally.launched(self.now_ns + gap_ns, duration_ns, work, used, waiting)
+
+    def _result(self, step: Step) -> StepResult:
+        outputs = []
+        for piece in step.slices:
+            tokens: tuple[int, ...] = ()
+            if piece.samples:
+                served = self._by_seq.get(piece.seq_id)
+                first = 0 if served is None else served.first_output + piece.start + piece.num_tokens
+                tokens = (first,)
+            outputs.append(Output(piece.seq_id, piece.epoch, tokens))
+        return StepResult(step.number, tuple(outputs))
+
+    def _committed(self, step: Step, result: StepResult) -> None:
+        self._tell(self.scheduler.commit(step, result, self.now_ns / NS_PER_S))
+
+    def _is_wanted(self) -> bool:
+        return not self.scheduler.idle
+
+    def _tell(self, events: list[Event]) -> None:
+        now_ns, live = self.now_ns, self.live
+        for event in events:
+            served = live[event.request_id]
+            if isinstance(event, Token):
+                self._on_token(served, now_ns)
+            elif isinstance(event, Finished):
+                del live[event.request_id]
+                self._by_seq.pop(event.seq_id, None)
+                served.end(event.reason, now_ns)
+                self._on_end(served)
+            elif isinstance(event, Preempted):
+                served.preemptions += 1
+
+    def _on_token(self, served: Served, now_ns: int) -> None:
+        served.num_tokens += 1
+        if served.first_ns is None:
+            served.first_ns = served.last_ns = now_ns
+            self._on_first(served)
+            return
+        gap_ns = now_ns - served.last_ns
+        served.last_ns = now_ns
+        served.longest_gap_ns = max(served.longest_gap_ns, gap_ns)
+        self.tally.gap(gap_ns, 1)
