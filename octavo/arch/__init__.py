@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,12 @@ from octavo.arch.families import (
     windows,
 )
 from octavo.arch.fields import Fields, read_json
+from octavo.arch.mixers import Attention
+from octavo.arch.mlps import Mlp
 from octavo.arch.rope import ROPE_KINDS, Rope, parse_rope
+from octavo.arch.shape import Layer, Shape
 
-__all__ = ["DTYPE_BYTES", "FAMILIES", "ROPE_KINDS", "Arch", "Family", "Rope"]
+__all__ = ["DTYPE_BYTES", "FAMILIES", "ROPE_KINDS", "Arch", "Family", "Rope", "Shape"]
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 LLAMA_THETA = 10000.0  # what the first Llama configs, which do not name it, were trained with
@@ -124,24 +128,22 @@ class Arch:
         widths = [width for width in self.windows if width is not None]
         return max(widths) if len(widths) == self.num_layers else None
 
+    @property
+    def shape(self) -> Shape:
+        """The same model as everything that is counted sees it."""
+        return _shape(self)
+
     def num_layer_parameters(self) -> int:
         """Weights of one layer: attention, MLP and their norms."""
-        hidden, ffn = self.hidden_size, self.ffn_size
-        q_size, kv_size = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
-        attention = 2 * hidden * q_size + 2 * hidden * kv_size
-        attention += (q_size + 2 * kv_size) * self.qkv_bias + hidden * self.o_bias
-        attention += 2 * self.head_dim * self.qk_norm
-        mlp = 3 * hidden * ffn + (2 * ffn + hidden) * self.mlp_bias
-        return attention + mlp + 2 * hidden
+        return self.shape.num_layer_parameters()
 
     def num_embedding_parameters(self) -> int:
         """Weights of the input embedding; an untied output head has as many again."""
-        return self.vocab_size * self.hidden_size
+        return self.shape.embedding.num_elements()
 
     def num_parameters(self) -> int:
         """All weights, exactly; tied embeddings are counted once."""
-        embeddings = self.num_embedding_parameters() * (1 if self.tie_embeddings else 2)
-        return embeddings + self.num_layers * self.num_layer_parameters() + self.hidden_size
+        return self.shape.num_parameters()
 
     def weight_bytes(self, dtype: str) -> int:
         """Bytes of all weights stored as `dtype`, a key of DTYPE_BYTES."""
@@ -149,7 +151,7 @@ class Arch:
 
     def kv_bytes_per_token(self, dtype: str) -> int:
         """Bytes of one token's keys and values over all layers, stored densely as `dtype`."""
-        return 2 * self.num_layers * self.num_kv_heads * self.head_dim * DTYPE_BYTES[dtype]
+        return self.shape.kv_elements_per_token() * DTYPE_BYTES[dtype]
 
     def digest(self) -> bytes:
         """SHA-256 of the fields that change keys and values: not limits, end tokens or notes."""
@@ -157,6 +159,39 @@ class Arch:
         for name in ("max_positions", "dtype", "end_token_ids", "notes"):
             del fields[name]
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).digest()
+
+
+@lru_cache(maxsize=64)
+def _shape(arch: Arch) -> Shape:
+    """All layers but for their windows are alike in the families that run."""
+    qkv_bias = arch.qkv_bias
+    mixers = [
+        Attention(
+            num_heads=arch.num_heads,
+            num_kv_heads=arch.num_kv_heads,
+            head_dim=arch.head_dim,
+            window=window,
+            q_bias=qkv_bias,
+            kv_bias=qkv_bias,
+            o_bias=arch.o_bias,
+            norm_elements=2 * arch.head_dim * arch.qk_norm,
+        )
+        for window in arch.windows
+    ]
+    mlp = Mlp(width=arch.ffn_size, bias=arch.mlp_bias, out_bias=arch.mlp_bias)
+    return Shape(
+        family=arch.family,
+        hidden_size=arch.hidden_size,
+        vocab_size=arch.vocab_size,
+        layers=tuple(
+            Layer(mixers=(mixer,), mlps=(mlp,), norm_elements=2 * arch.hidden_size) for mixer in mixers
+        ),
+        tie_embeddings=arch.tie_embeddings,
+        max_positions=arch.max_positions,
+        final_norm_elements=arch.hidden_size,
+        rotary_size=arch.head_dim,
+        dtype=arch.dtype,
+    )
 
 
 def _dtype(fields: Fields) -> str | None:
