@@ -1,274 +1,312 @@
-"""Every call of a scheduler and every decision it made, as JSON lines; and the replay that checks them again.
+"""A scheduler that writes down what it is asked and what it decides; see `flight.py` for what that holds.
 
-The core has no clock and no randomness, so the same calls in the same order must lead to the same steps and
-events. A recording is therefore the whole story of a run's decisions, and a test of every change that claims to
-leave them alone. It holds token ids, which are as private as the prompts they stand for.
+It is always on: an entry is a few hundred bytes, and its making costs a few microseconds beside a step.
 """
 
 from __future__ import annotations
 
-from collections import deque
+import hashlib
+from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
-from pathlib import Path
-from typing import Any, BinaryIO, Protocol
-
-import msgspec
 
 import octavo
+from octavo.core.roster import Group
 from octavo.core.scheduler import Limits, Scheduler
-from octavo.core.sequence import Request
-from octavo.core.step import Event, Held, Output, Step, StepResult, Token
-from octavo.errors import Bug, LoadError, OctavoError
+from octavo.core.sequence import Request, SamplingParams
+from octavo.core.sequence import Sequence as Line
+from octavo.core.step import Event, Finished, Forked, Held, Preempted, Slice, Step, StepResult, Token
+from octavo.errors import OctavoError
+from octavo.obs.disguise import STOP, Disguise, Names
+from octavo.obs.flight import (
+    Advanced,
+    Asked,
+    CacheReset,
+    Cancelled,
+    Closed,
+    Committed,
+    Drawn,
+    Entry,
+    Opened,
+    Piece,
+    Pinned,
+    Planned,
+    Submitted,
+    encoded,
+)
+from octavo.obs.ring import Ring, Sink
 
-Plain = dict[str, Any]
-
-
-class Entry(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_defaults=True):
-    """One call. `events` are what it returned, as plain values with their type's name under "event"."""
-
-
-class Opened(Entry, frozen=True):
-    """First line: which scheduler the calls went to."""
-
-    version: str
-    limits: Limits
-
-
-class Submitted(Entry, frozen=True):
-    """`refused` is the code of the error it raised."""
-
-    now_s: float
-    request: Request
-    refused: str | None = None
-
-
-class Cancelled(Entry, frozen=True):
-    now_s: float
-    request_id: str
-    events: list[Plain]
+BORDER_TOKENS = 64
+"""Beginnings of so many names, and multiples, are given once and then referred to."""
+MAX_BORDERS = 2**16
 
 
-class Ended(Entry, frozen=True):
-    """A call of `finish`."""
+def opening(limits: Limits, *, is_whole: bool = True) -> bytes:
+    """The record that a recording of a scheduler with these limits begins with.
 
-    now_s: float
-    seq_id: int
-    reason: str
-    events: list[Plain]
-
-
-class Planned(Entry, frozen=True):
-    now_s: float
-    step: Step | None
+    is_whole  no call is missing after it
+    """
+    return encoded(Opened(octavo.__version__, limits, is_whole))
 
 
-class Committed(Entry, frozen=True):
-    now_s: float
-    result: StepResult
-    events: list[Plain]
-
-
-class Advanced(Entry, frozen=True):
-    now_s: float
-    request_id: str
-    beams: list[tuple[int, int]]
-    events: list[Plain]
-
-
-class Pinned(Entry, frozen=True):
-    """A call of `pin`, or of `unpin` when `takes_back`."""
-
-    tokens: tuple[int, ...]
-    namespace: bytes
-    takes_back: bool
-    num_blocks: int
-
-
-class CacheReset(Entry, frozen=True):
-    num_blocks: int
-
-
-AnyEntry = Opened | Submitted | Cancelled | Ended | Planned | Committed | Advanced | Pinned | CacheReset
-
-_ENCODER = msgspec.json.Encoder()
-_DECODER = msgspec.json.Decoder(AnyEntry)
-
-
-class Sink(Protocol):
-    """Where lines go: an open binary file, `io.BytesIO`, or anything else that takes bytes."""
-
-    def write(self, line: bytes, /) -> object: ...
+def ring(memory: bytearray | memoryview, limits: Limits) -> Ring:
+    """A ring for the trail of a scheduler with these limits."""
+    return Ring(memory, opening(limits), opening(limits, is_whole=False))
 
 
 class RecordedScheduler(Scheduler):
-    """A Scheduler that writes down what it is asked and what it answers."""
+    """A Scheduler that leaves a trail.
 
-    def __init__(self, limits: Limits, sink: Sink) -> None:
+    sink  takes the entries; that it begins with `opening` is its maker's to see to
+    key   16 random bytes, for the disguise
+    """
+
+    def __init__(self, limits: Limits, sink: Sink, key: bytes) -> None:
         super().__init__(limits)
         self._sink = sink
-        self._note(Opened(version=octavo.__version__, limits=limits))
+        self._key = key
+        self._disguise = Disguise(key)
+        self._borders: OrderedDict[int, None] = OrderedDict()
+        self._lines: dict[int, Line] = {}
+        self._ran = (0.0, 0.0)
+        self._told_head: tuple[int, str | None] = (-1, None)
+        self._num_submitted = 0
+
+    def ran(self, launched_s: float, ended_s: float) -> None:
+        """When the step whose commit follows was carried out."""
+        self._ran = (launched_s, ended_s)
 
     def submit(self, request: Request, now_s: float) -> None:
         try:
             super().submit(request, now_s)
         except OctavoError as error:
-            self._note(Submitted(now_s=now_s, request=request, refused=error.code))
+            self._note(self._submitted(request, now_s, -1, error.code))
             raise
-        self._note(Submitted(now_s=now_s, request=request))
+        lines = self.live(request.request_id)
+        self._lines |= {line.seq_id: line for line in lines}
+        self._note(self._submitted(request, now_s, lines[0].seq_id, None))
+
+    def _submitted(self, request: Request, now_s: float, seq_id: int, refused: str | None) -> Submitted:
+        names = self._disguise.names(request.prompt if refused is None else ())
+        num_known, known = self._known(names)
+        begun = tuple(
+            (one.index, self._output([*request.prompt, *one.tokens], len(request.prompt)))
+            for one in (request.begun if refused is None else ())
+        )
+        self._num_submitted += 1
+        return Submitted(
+            now_s,
+            self._num_submitted - 1,
+            seq_id,
+            request.request_id,
+            num_known,
+            known,
+            names[num_known:].tobytes(),
+            _asked(request.params),
+            request.priority,
+            self._namespace(request.namespace),
+            request.client,
+            request.cost_weight,
+            request.num_public_tokens,
+            begun,
+            refused,
+        )
+
+    def _known(self, names: Names) -> tuple[int, int]:
+        """How many of the names have been given before, and the last of them; from now on all have."""
+        borders = names[BORDER_TOKENS - 1 :: BORDER_TOKENS].tolist()
+        num_known = 0
+        for place, border in enumerate(borders):
+            if num_known == place and border in self._borders:
+                num_known += 1
+            self._borders[border] = None
+            self._borders.move_to_end(border)
+        while len(self._borders) > MAX_BORDERS:
+            self._borders.popitem(last=False)
+        return num_known * BORDER_TOKENS, borders[num_known - 1] if num_known else 0
+
+    def _namespace(self, namespace: bytes) -> bytes:
+        return hashlib.blake2b(namespace, key=self._key, digest_size=8).digest() if namespace else b""
+
+    def _output(self, tokens: Sequence[int], num_prompt: int) -> bytes:
+        return self._disguise.names(tokens)[num_prompt:].tobytes()
 
     def cancel(self, request_id: str, now_s: float) -> list[Event]:
         events = super().cancel(request_id, now_s)
-        self._note(Cancelled(now_s=now_s, request_id=request_id, events=plain_events(events)))
+        self._drawn(events)
+        self._note(Cancelled(now_s, request_id, tuple(seq_id for seq_id, _ in _ended(events))))
         return events
 
     def finish(self, seq_id: int, reason: str, now_s: float) -> list[Event]:
+        was_live = seq_id in self.sequences
         events = super().finish(seq_id, reason, now_s)
-        self._note(Ended(now_s=now_s, seq_id=seq_id, reason=reason, events=plain_events(events)))
+        self._drawn(events)
+        self._note(Closed(now_s, seq_id, reason, was_live))
         return events
 
     def plan(self, now_s: float) -> Step | None:
         step = super().plan(now_s)
-        self._note(Planned(now_s=now_s, step=step))
+        num_waiting, num_free = self.roster.num_waiting, self.cache.pool.num_available
+        head, why = self._head_news()
+        if step is None:
+            self._note(Planned(now_s, -1, head=head, why=why, num_waiting=num_waiting, num_free=num_free))
+            return None
+        decodes, others = [], []
+        for place, piece in enumerate(step.slices):
+            if _is_plain(piece):
+                decodes.append(piece.seq_id)
+            else:
+                others.append((place, piece))
+        self._note(
+            Planned(
+                now_s,
+                step.number,
+                tuple(decodes),
+                tuple(_piece(place, piece) for place, piece in others),
+                tuple((copy.source, copy.target, copy.num_tokens) for copy in step.copies),
+                step.preempted,
+                tuple(self._began(piece for _, piece in others)),
+                head,
+                why,
+                num_waiting,
+                num_free,
+            )
+        )
         return step
+
+    def _began(self, pieces: Iterable[Slice]) -> Iterable[tuple[int, int, str]]:
+        """Of the pieces that begin a life of their sequence: what the cache had for it."""
+        for piece in pieces:
+            line = self.sequences[piece.seq_id]
+            if (
+                line.num_reported == len(piece.new_blocks)
+                and piece.new_blocks
+                and line.cache_report is not None
+            ):
+                yield piece.seq_id, piece.start, line.cache_report.why
+
+    def _head_news(self) -> tuple[int | None, str | None]:
+        head = self.roster.head
+        told = (-1, None) if head is None else (head.seq_id, head.wait_reason)
+        if told == self._told_head:
+            return None, None
+        self._told_head = told
+        return told
 
     def commit(self, step: Step, result: StepResult, now_s: float) -> list[Event]:
         events = super().commit(step, result, now_s)
-        self._note(Committed(now_s=now_s, result=_without_payload(result), events=plain_events(events)))
+        (launched_s, ended_s), self._ran = self._ran, (0.0, 0.0)
+        rare = [event for event in events if type(event) is not Token]
+        self._drawn(rare)
+        self._note(
+            Committed(
+                now_s,
+                step.number,
+                launched_s,
+                ended_s,
+                _ended(rare),
+                tuple([(one.seq_id, one.error) for one in result.outputs if one.error is not None]),
+                _forks(rare),
+                tuple(event.seq_id for event in rare if type(event) is Held),
+                tuple((event.seq_id, event.because) for event in rare if type(event) is Preempted),
+            )
+        )
         return events
 
     def advance(self, request_id: str, beams: Sequence[tuple[int, int]], now_s: float) -> list[Event]:
+        names = []
+        for parent_id, token in beams:
+            parent = self.sequences.get(parent_id)
+            tokens = [] if parent is None else [*parent.tokens, token]
+            names.append((parent_id, int(self._disguise.names(tokens)[-1]) if tokens else 0))
         events = super().advance(request_id, beams, now_s)
-        self._note(
-            Advanced(now_s=now_s, request_id=request_id, beams=list(beams), events=plain_events(events))
-        )
+        self._drawn(events)
+        self._note(Advanced(now_s, request_id, tuple(names), _ended(events), _forks(events)))
         return events
 
     def pin(self, tokens: Iterable[int], namespace: bytes = b"") -> int:
         kept = tuple(tokens)
         num_blocks = super().pin(kept, namespace)
-        self._note(Pinned(tokens=kept, namespace=namespace, takes_back=False, num_blocks=num_blocks))
+        self._note_pin(kept, namespace, num_blocks, takes_back=False)
         return num_blocks
 
     def unpin(self, tokens: Iterable[int], namespace: bytes = b"") -> int:
         kept = tuple(tokens)
         num_blocks = super().unpin(kept, namespace)
-        self._note(Pinned(tokens=kept, namespace=namespace, takes_back=True, num_blocks=num_blocks))
+        self._note_pin(kept, namespace, num_blocks, takes_back=True)
         return num_blocks
+
+    def _note_pin(
+        self, tokens: tuple[int, ...], namespace: bytes, num_blocks: int, *, takes_back: bool
+    ) -> None:
+        names = self._disguise.names(tokens).tobytes()
+        self._note(Pinned(names, self._namespace(namespace), takes_back, num_blocks))
 
     def reset_cache(self) -> int:
         num_blocks = super().reset_cache()
-        self._note(CacheReset(num_blocks=num_blocks))
+        self._note(CacheReset(num_blocks))
         return num_blocks
 
+    def _fork(self, parent: Line, group: Group, events: list[Event]) -> Line:
+        child = super()._fork(parent, group, events)
+        self._lines[child.seq_id] = child
+        return child
+
+    def _drawn(self, events: Iterable[Event]) -> None:
+        """The outputs of those that have ended. Those of beams are told as they go on."""
+        for event in events:
+            if type(event) is Finished:
+                line = self._lines.pop(event.seq_id, None)
+                if line is None or line.is_beam or line.num_output_tokens == 0:
+                    continue
+                names = self._disguise.names(line.tokens)[line.num_prompt_tokens :]
+                if event.stop_token is not None:
+                    names[-1] = STOP
+                self._note(Drawn(event.seq_id, names.tobytes()))
+
     def _note(self, entry: Entry) -> None:
-        self._sink.write(_ENCODER.encode(entry) + b"\n")
+        self._sink.write(encoded(entry))
 
 
-def plain_events(events: Iterable[Event]) -> list[Plain]:
-    """Events as plain values, payloads left out: those belong to the executor, not to the decisions."""
-    found = []
-    for event in events:
-        bare = replace(event, payload=None) if isinstance(event, Token | Held) else event
-        fields: Plain = msgspec.to_builtins(bare)
-        fields.pop("payload", None)
-        found.append({"event": type(event).__name__, **fields})
-    return found
+def _is_plain(piece: Slice) -> bool:
+    """A decode as there are many: the worker knows its blocks, and where it goes on."""
+    return (
+        piece.num_tokens == 1
+        and piece.samples == 1
+        and not piece.new_blocks
+        and not piece.replaced
+        and not piece.draft_tokens
+    )
 
 
-def _without_payload(result: StepResult) -> StepResult:
-    outputs: list[Output] = [replace(output, payload=None) for output in result.outputs]
-    return StepResult(result.number, tuple(outputs))
+def _piece(place: int, piece: Slice) -> Piece:
+    return (
+        place,
+        piece.seq_id,
+        piece.epoch,
+        piece.start,
+        piece.num_tokens,
+        piece.new_blocks,
+        piece.samples,
+        piece.replaced,
+        len(piece.draft_tokens),
+    )
 
 
-class Diverged(Bug):
-    """A replayed scheduler decided otherwise than the recorded one."""
-
-    code = "replay_diverged"
-
-
-def read(source: Path | BinaryIO) -> list[AnyEntry]:
-    """The entries of a recording. A cut last line, as a killed process leaves it, is left out.
-
-    Raises LoadError that names the line.
-    """
-    data = source.read_bytes() if isinstance(source, Path) else source.read()
-    entries: list[AnyEntry] = []
-    lines = data.split(b"\n")
-    for number, line in enumerate(lines[:-1], start=1):
-        try:
-            entries.append(_DECODER.decode(line))
-        except (msgspec.MsgspecError, OctavoError) as error:
-            raise LoadError(f"line {number} of the recording cannot be read: {error}") from error
-    if not entries or not isinstance(entries[0], Opened):
-        raise LoadError("this is no recording: its first line does not say which scheduler it is of")
-    return entries
+def _asked(params: SamplingParams) -> Asked:
+    return Asked(
+        params.n,
+        params.best_of,
+        params.beam_width,
+        params.max_tokens,
+        params.min_tokens,
+        params.embed,
+        params.prompt_logprobs is not None,
+    )
 
 
-def replay(entries: Sequence[AnyEntry]) -> list[Step]:
-    """Make the recorded calls on a fresh scheduler and compare every answer, invariants checked after each.
-
-    Returns the steps. Raises Diverged at the first difference.
-    """
-    opened = entries[0]
-    if not isinstance(opened, Opened):
-        raise LoadError("a recording begins with Opened")
-    played = _Played(Scheduler(opened.limits))
-    for number, entry in enumerate(entries[1:], start=2):
-        expected, got = played.answer(entry)
-        if expected != got:
-            raise Diverged(f"line {number}, {type(entry).__name__}: recorded {expected!r}, replayed {got!r}")
-        played.scheduler.check()
-    return played.steps
+def _forks(events: Iterable[Event]) -> tuple[tuple[int, int], ...]:
+    return tuple((event.parent_id, event.seq_id) for event in events if type(event) is Forked)
 
 
-class _Played:
-    """A scheduler under replay, with the steps that are in flight."""
-
-    def __init__(self, scheduler: Scheduler) -> None:
-        self.scheduler = scheduler
-        self.steps: list[Step] = []
-        self._in_flight: deque[Step] = deque()
-
-    def answer(self, entry: AnyEntry) -> tuple[object, object]:
-        """Make the call; (recorded answer, answer now)."""
-        scheduler = self.scheduler
-        match entry:
-            case Submitted():
-                return entry.refused, self._submit(entry)
-            case Cancelled():
-                return entry.events, plain_events(scheduler.cancel(entry.request_id, entry.now_s))
-            case Ended():
-                return entry.events, plain_events(scheduler.finish(entry.seq_id, entry.reason, entry.now_s))
-            case Planned():
-                return entry.step, self._plan(entry)
-            case Committed():
-                if not self._in_flight:
-                    raise Diverged(f"the recording commits step {entry.result.number}, none is in flight")
-                step = self._in_flight.popleft()
-                return entry.events, plain_events(scheduler.commit(step, entry.result, entry.now_s))
-            case Advanced():
-                return entry.events, plain_events(
-                    scheduler.advance(entry.request_id, entry.beams, entry.now_s)
-                )
-            case Pinned():
-                call = scheduler.unpin if entry.takes_back else scheduler.pin
-                return entry.num_blocks, call(entry.tokens, entry.namespace)
-            case CacheReset():
-                return entry.num_blocks, scheduler.reset_cache()
-            case Opened():
-                raise LoadError("a recording opens only once")
-
-    def _submit(self, entry: Submitted) -> str | None:
-        try:
-            self.scheduler.submit(entry.request, entry.now_s)
-        except OctavoError as error:
-            return error.code
-        return None
-
-    def _plan(self, entry: Planned) -> Step | None:
-        step = self.scheduler.plan(entry.now_s)
-        if step is not None:
-            self.steps.append(step)
-            self._in_flight.append(step)
-        return step
+def _ended(events: Iterable[Event]) -> tuple[tuple[int, str], ...]:
+    return tuple((event.seq_id, event.reason) for event in events if type(event) is Finished)

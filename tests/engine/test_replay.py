@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,12 @@ import msgspec
 import pytest
 
 from octavo import LLM, SamplingParams
+from octavo.core.limits import Limits
 from octavo.core.step import Step
 from octavo.engine.outputs import RequestEnded, RequestOutput, Update
-from octavo.obs import recorder
+from octavo.obs.flight import EngineEntry, Planned
+from octavo.obs.recorder import RecordedScheduler, opening
+from octavo.obs.replay import Diverged, read, replay
 from tests.engine.tiny import engine
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=14, ignore_eos=True)
@@ -31,17 +33,30 @@ REQUESTS: list[tuple[list[int], SamplingParams]] = [
 ]
 
 
-def record(folder: Path, sink: io.BytesIO, **settings: Any) -> tuple[list[Step], list[RequestOutput]]:
+class Watched(RecordedScheduler):
+    """Keeps its records and, beside them, the steps themselves."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.records = [opening(limits)]
+        self.steps: list[Step] = []
+        super().__init__(limits, self, bytes(16))
+
+    def write(self, record: bytes) -> None:
+        self.records.append(record)
+
+    def plan(self, now_s: float) -> Step | None:
+        step = super().plan(now_s)
+        self.steps += [] if step is None else [step]
+        return step
+
+
+def record(folder: Path, **settings: Any) -> tuple[list[EngineEntry], list[Step], list[RequestOutput]]:
     """A busy run: chunks, forks, beams, stop texts, a late arrival, two cancellations, too little memory."""
     with engine(folder, max_model_len=96, **settings) as llm:
-        recorded = recorder.RecordedScheduler(llm.engine.scheduler.limits, sink)
-        llm.engine.scheduler = recorded
+        watched = llm.engine.scheduler = Watched(llm.engine.scheduler.limits)
         done = drive(llm)
         llm.engine.scheduler.check()
-    sink.seek(0)
-    entries = recorder.read(sink)
-    steps = [one.step for one in entries if isinstance(one, recorder.Planned) and one.step is not None]
-    return steps, done
+    return read(watched.records), watched.steps, done
 
 
 def drive(llm: LLM) -> list[RequestOutput]:
@@ -70,17 +85,15 @@ def drive(llm: LLM) -> list[RequestOutput]:
 def test_a_replayed_run_makes_the_same_decisions(
     request: pytest.FixtureRequest, model: str, settings: dict[str, Any]
 ) -> None:
-    sink = io.BytesIO()
-    steps, done = record(request.getfixturevalue(model), sink, **settings)
+    entries, steps, done = record(request.getfixturevalue(model), **settings)
     assert len(done) == len(REQUESTS)
-    entries = recorder.read(io.BytesIO(sink.getvalue()))
-    assert recorder.replay(entries) == steps
-    assert recorder.replay(under_a_virtual_clock(entries)) == steps
+    assert replay(entries) == steps
+    assert replay(under_a_virtual_clock(entries)) == steps
     if "num_kv_blocks" in settings and model == "tiny":
         assert any(step.preempted for step in steps)
 
 
-def under_a_virtual_clock(entries: list[recorder.AnyEntry]) -> list[recorder.AnyEntry]:
+def under_a_virtual_clock(entries: list[EngineEntry]) -> list[EngineEntry]:
     """The same calls, one virtual second apart: no decision may hang on how long anything took."""
     return [
         msgspec.structs.replace(entry, now_s=float(second)) if hasattr(entry, "now_s") else entry
@@ -89,26 +102,26 @@ def under_a_virtual_clock(entries: list[recorder.AnyEntry]) -> list[recorder.Any
 
 
 def test_recording_changes_no_decision(tiny: Path) -> None:
-    """The same requests, recorded twice: byte for byte the same but for the clock."""
-    found = []
-    for _ in range(2):
-        sink = io.BytesIO()
-        record(tiny, sink)
-        entries = recorder.read(io.BytesIO(sink.getvalue()))
-        found.append(under_a_virtual_clock(entries))
-    assert found[0] == found[1]
+    """The same requests, recorded twice: the same but for the clock."""
+    first, second = (under_a_virtual_clock(without_durations(record(tiny)[0])) for _ in range(2))
+    assert first == second
+
+
+def without_durations(entries: list[EngineEntry]) -> list[EngineEntry]:
+    return [
+        msgspec.structs.replace(entry, launched_s=0.0, ended_s=0.0) if hasattr(entry, "ended_s") else entry
+        for entry in entries
+    ]
 
 
 def test_another_decision_is_noticed(tiny: Path) -> None:
-    """One token of the recording is changed: the replay says at which line the decisions part."""
-    sink = io.BytesIO()
-    record(tiny, sink)
-    entries = recorder.read(io.BytesIO(sink.getvalue()))
-    for index, entry in enumerate(entries):
-        if isinstance(entry, recorder.Planned) and entry.step is not None and len(entry.step.slices) > 2:
-            first, *rest = entry.step.slices
-            other = replace(entry.step, slices=(replace(first, num_tokens=first.num_tokens + 1), *rest))
-            entries[index] = msgspec.structs.replace(entry, step=other)
-            break
-    with pytest.raises(recorder.Diverged, match=f"line {index + 1}, Planned"):
-        recorder.replay(entries)
+    """One token of the recording is changed: the replay says at which record the decisions part."""
+    entries, _, _ = record(tiny)
+    index, entry = next(
+        (index, one) for index, one in enumerate(entries) if isinstance(one, Planned) and len(one.pieces) > 2
+    )
+    place, seq_id, epoch, start, num_tokens, *rest = entry.pieces[0]
+    other = (place, seq_id, epoch, start, num_tokens + 1, *rest)
+    entries[index] = msgspec.structs.replace(entry, pieces=(other, *entry.pieces[1:]))
+    with pytest.raises(Diverged, match=f"record {index + 1}, Planned"):
+        replay(entries)

@@ -1,22 +1,24 @@
-"""A recorded run, replayed, makes the same decisions step for step; a changed one is found out."""
+"""A recorded run, replayed, makes the same decisions step for step; a changed one is found out; no token is in it."""
 
 from __future__ import annotations
 
 import contextlib
-import io
-import json
 import random
 from collections import deque
 from dataclasses import replace
 
+import msgspec
 import pytest
 
+import octavo
 from octavo.core.scheduler import Limits, Scheduler
 from octavo.core.sequence import Request, SamplingParams, State
 from octavo.core.step import Held, Output, Step, StepResult
 from octavo.errors import LoadError, RequestError
-from octavo.obs import recorder
-from octavo.obs.recorder import Diverged, RecordedScheduler, read, replay
+from octavo.obs import flight
+from octavo.obs.recorder import RecordedScheduler, opening, ring
+from octavo.obs.replay import Diverged, read, replay
+from octavo.obs.ring import Ring, records
 
 LIMITS = Limits(
     num_blocks=24,
@@ -28,6 +30,7 @@ LIMITS = Limits(
     fingerprint=b"\x00weights",
 )
 END = 7
+KEY = bytes(range(16))
 
 
 def request(rng: random.Random, number: int) -> Request:
@@ -61,17 +64,27 @@ def carry_out(step: Step, rng: random.Random, scheduler: Scheduler) -> StepResul
     return StepResult(step.number, tuple(outputs))
 
 
-def story(seed: int, sink: io.BytesIO) -> list[Step]:
+class Kept(list):
+    """Every record there was."""
+
+    def __init__(self) -> None:
+        super().__init__([opening(LIMITS)])
+
+    def write(self, record: bytes) -> None:
+        self.append(record)
+
+
+def story(seed: int, sink: Kept | Ring, num_turns: int = 200) -> list[Step]:
     """A random run with everything a scheduler can be asked; returns its steps."""
     rng = random.Random(seed)
-    scheduler = RecordedScheduler(LIMITS, sink)
-    flight: deque[tuple[Step, StepResult]] = deque()
+    scheduler = RecordedScheduler(LIMITS, sink, KEY)
+    flying: deque[tuple[Step, StepResult]] = deque()
     steps: list[Step] = []
     beams: dict[str, dict[int, None]] = {}
     now_s = 0.0
-    for number in range(200):
+    for number in range(num_turns):
         now_s += rng.random() / 7
-        if number < 60 and rng.random() < 0.5:
+        if number < num_turns - 140 and rng.random() < 0.5:
             with contextlib.suppress(RequestError):
                 scheduler.submit(request(rng, number), now_s)
         if rng.random() < 0.05:
@@ -83,13 +96,13 @@ def story(seed: int, sink: io.BytesIO) -> list[Step]:
             (scheduler.pin if rng.random() < 0.7 else scheduler.unpin)(tokens)
         if rng.random() < 0.03:
             scheduler.reset_cache()
-        if len(flight) < 2:
+        if len(flying) < 2:
             step = scheduler.plan(now_s)
             if step is not None:
                 steps.append(step)
-                flight.append((step, carry_out(step, rng, scheduler)))
-        if flight and (len(flight) == 2 or rng.random() < 0.7):
-            for event in scheduler.commit(*flight.popleft(), now_s):
+                flying.append((step, carry_out(step, rng, scheduler)))
+        if flying and (len(flying) == 2 or rng.random() < 0.7):
+            for event in scheduler.commit(*flying.popleft(), now_s):
                 if isinstance(event, Held):
                     beams.setdefault(event.request_id, {})[event.seq_id] = None
         advance_ready(scheduler, beams, rng, now_s)
@@ -112,104 +125,107 @@ def advance_ready(
 
 @pytest.mark.parametrize("seed", range(8))
 def test_a_replayed_run_makes_the_same_steps(seed):
-    sink = io.BytesIO()
-    steps = story(seed, sink)
-    entries = read(io.BytesIO(sink.getvalue()))
+    kept = Kept()
+    steps = story(seed, kept)
+    entries = read(kept)
     assert replay(entries) == steps
     assert len(steps) > 30
-    kinds = {type(entry) for entry in entries}
-    assert {recorder.Submitted, recorder.Planned, recorder.Committed, recorder.Cancelled} <= kinds
 
 
 def test_the_stories_cover_every_kind_of_entry():
-    kinds = set()
-    refused = False
+    kinds, refused = set(), False
     for seed in range(8):
-        sink = io.BytesIO()
-        story(seed, sink)
-        for entry in read(io.BytesIO(sink.getvalue())):
-            kinds.add(type(entry).__name__)
-            refused |= isinstance(entry, recorder.Submitted) and entry.refused is not None
-    assert kinds == {
-        "Opened",
-        "Submitted",
-        "Cancelled",
-        "Ended",
-        "Planned",
-        "Committed",
-        "Advanced",
-        "Pinned",
-        "CacheReset",
-    }
+        for entry in entries_of(seed):
+            kinds.add(type(entry))
+            refused |= isinstance(entry, flight.Submitted) and entry.refused is not None
+    assert kinds == set(flight.EngineEntry.__args__)
     assert refused
 
 
-def entries_of(seed: int) -> list[recorder.AnyEntry]:
-    sink = io.BytesIO()
-    story(seed, sink)
-    return read(io.BytesIO(sink.getvalue()))
+def entries_of(seed: int) -> list[flight.EngineEntry]:
+    kept = Kept()
+    story(seed, kept)
+    return read(kept)
+
+
+def test_names_hide_the_tokens_and_keep_where_prompts_part():
+    prompts = [(1, 2, 3, 4), (1, 2, 3, 5), (9, 2, 3, 4)]
+    found = []
+    for key in (KEY, KEY[::-1]):
+        kept = Kept()
+        scheduler = RecordedScheduler(LIMITS, kept, key)
+        for number, prompt in enumerate(prompts):
+            scheduler.submit(Request(request_id=str(number), prompt=prompt), 0.0)
+        found.append([one.names for one in read(kept) if isinstance(one, flight.Submitted)])
+    names, others = found
+    assert names[0][:12] == names[1][:12], "alike for three tokens"
+    assert names[0][12:] != names[1][12:]
+    cut = [[one[at : at + 4] for at in range(0, 16, 4)] for one in names]
+    assert not set(cut[2]) & set(cut[0]), "the same words elsewhere, or after others, have other names"
+    assert not {part for one in others for part in (one[0:4], one[4:8])} & {
+        part for one in cut for part in one
+    }
+
+
+def test_a_beginning_that_was_given_is_referred_to():
+    kept = Kept()
+    limits = replace(LIMITS, max_model_len=1000, num_blocks=300)
+    scheduler = RecordedScheduler(limits, kept, KEY)
+    common = tuple(range(200))
+    for number in range(3):
+        scheduler.submit(Request(request_id=str(number), prompt=(*common, number)), 0.0)
+    first, second, third = (one for one in read(kept) if isinstance(one, flight.Submitted))
+    assert (first.num_known, second.num_known, third.num_known) == (0, 192, 192)
+    assert len(first.names) == 201 * 4
+    assert len(second.names) == 9 * 4
 
 
 def test_another_decision_is_found_where_it_happens():
     entries = entries_of(1)
     place, planned = next(
-        (i, entry) for i, entry in enumerate(entries) if isinstance(entry, recorder.Planned) and entry.step
+        (i, one) for i, one in enumerate(entries) if isinstance(one, flight.Planned) and one.pieces
     )
-    first = planned.step.slices[0]
-    other = replace(
-        planned.step, slices=(replace(first, num_tokens=first.num_tokens + 1), *planned.step.slices[1:])
-    )
-    entries[place] = recorder.Planned(now_s=planned.now_s, step=other)
-    with pytest.raises(Diverged, match=f"line {place + 1}, Planned"):
+    first = list(planned.pieces[0])
+    first[4] += 1
+    entries[place] = msgspec.structs.replace(planned, pieces=(tuple(first), *planned.pieces[1:]))
+    with pytest.raises(Diverged, match=f"record {place + 1}, Planned"):
         replay(entries)
 
 
 def test_another_configuration_is_found():
     entries = entries_of(2)
-    entries[0] = recorder.Opened(version="x", limits=replace(LIMITS, max_num_batched_tokens=8))
+    entries[0] = flight.Opened("x", replace(LIMITS, max_num_batched_tokens=8), True)
     with pytest.raises(Diverged):
         replay(entries)
 
 
-def test_another_refusal_is_found():
+def test_another_end_is_found():
     entries = entries_of(3)
-    place = next(
-        i for i, entry in enumerate(entries) if isinstance(entry, recorder.Submitted) and not entry.refused
+    place, old = next(
+        (i, one) for i, one in enumerate(entries) if isinstance(one, flight.Committed) and one.ended
     )
-    old = entries[place]
-    entries[place] = recorder.Submitted(
-        now_s=old.now_s, request=old.request, refused="context_length_exceeded"
-    )
-    with pytest.raises(Diverged, match="Submitted"):
+    entries[place] = msgspec.structs.replace(old, ended=())
+    with pytest.raises(Diverged, match=f"record {place + 1}, Committed"):
         replay(entries)
 
 
-def test_a_cut_last_line_is_left_out_and_a_broken_one_is_named():
-    sink = io.BytesIO()
-    story(4, sink)
-    data = sink.getvalue()
-    whole = read(io.BytesIO(data))
-    assert read(io.BytesIO(data[:-20])) == whole[:-1]
-    lines = data.split(b"\n")
-    lines[3] = b'{"type": "Planned"}'
-    with pytest.raises(LoadError, match="line 4"):
-        read(io.BytesIO(b"\n".join(lines)))
+def test_a_ring_keeps_the_latest_and_says_so():
+    ring_memory = bytearray(1 << 16)
+    steps = story(5, ring(ring_memory, LIMITS), num_turns=6000)
+    entries = read(records(ring_memory))
+    with pytest.raises(LoadError, match="overwritten"):
+        replay(entries)
+    planned = [one.number for one in entries if isinstance(one, flight.Planned) and one.number >= 0]
+    assert planned == list(range(planned[0], steps[-1].number + 1)), "without a gap, to the end"
+    assert entries[0] == flight.Opened(octavo.__version__, LIMITS, False)
+    assert sum(isinstance(one, flight.Opened) for one in entries) == 1
 
 
-@pytest.mark.parametrize("data", [b"", b"{}\n", b'{"type":"Planned","now_s":0.0,"step":null}\n'])
-def test_what_is_no_recording_is_refused(data):
-    with pytest.raises(LoadError):
-        read(io.BytesIO(data))
-
-
-def test_a_recording_is_one_json_object_per_line_and_read_from_a_file(tmp_path):
-    path = tmp_path / "run.jsonl"
-    with path.open("wb") as sink:
-        scheduler = RecordedScheduler(LIMITS, sink)
-        scheduler.submit(Request(request_id="a", prompt=(1, 2, 3)), 0.25)
-        scheduler.plan(0.5)
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
-    assert [row["type"] for row in rows] == ["Opened", "Submitted", "Planned"]
-    assert rows[1]["now_s"] == 0.25
-    assert rows[1]["request"]["prompt"] == [1, 2, 3]
-    assert len(replay(read(path))) == 1
+def test_a_broken_record_is_named_and_what_is_no_recording_refused():
+    kept = Kept()
+    story(4, kept)
+    with pytest.raises(LoadError, match="record 4 "):
+        read([*kept[:3], b"\x93\x04", *kept[3:]])
+    for wrong in ([], kept[1:3]):
+        with pytest.raises(LoadError, match="no recording"):
+            read(wrong)
