@@ -1,0 +1,161 @@
+"""Looking hard at a fit: which runs decide it, how far its constants could move, how far its advice is stretched."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import numpy as np
+from numpy.typing import NDArray
+
+from octavo.errors import ConfigError
+from octavo.planner import descent, fits
+from octavo.planner.fits import Fit, with_exponents
+from octavo.planner.runs import Runs
+
+OUTLYING = 6.0
+"""Robust standard deviations from the fit beyond which a run is called outlying."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Influence:
+    """What one run does to the fit.
+
+    residual  predicted minus observed log loss
+    sigmas    the residual in robust standard deviations
+    without   constants refitted without the run
+    """
+
+    run: int
+    residual: float
+    sigmas: float
+    without: dict[str, float]
+
+
+def influences(fitted: Fit) -> list[Influence]:
+    """Every run left out in turn, exactly refitted; in the order of the runs."""
+    number = len(fitted.runs)
+    weights = 1.0 - np.eye(number)
+    ends = descent.minimise(
+        fitted.model, np.repeat(fitted.theta[None], number, axis=0), weights, delta=fitted.delta
+    )
+    found = with_exponents(fitted.form.to_constants(ends.theta, fitted.centres))
+    sigma = fitted.robust_sigma
+    return [
+        Influence(
+            run=run,
+            residual=float(fitted.residuals[run]),
+            sigmas=float(fitted.residuals[run] / sigma) if sigma > 0 else 0.0,
+            without={name: float(values[run]) for name, values in found.items()},
+        )
+        for run in range(number)
+    ]
+
+
+def outlying(fitted: Fit, sigmas: float = OUTLYING) -> NDArray[np.intp]:
+    """Numbers of the runs more than `sigmas` robust standard deviations from the fit."""
+    sigma = fitted.robust_sigma
+    return (
+        np.flatnonzero(np.abs(fitted.residuals) > sigmas * sigma)
+        if sigma > 0
+        else np.array([], dtype=np.intp)
+    )
+
+
+def without_outlying(fitted: Fit, sigmas: float = OUTLYING, rounds: int = 10) -> Fit:
+    """Refit without the outlying runs until none is left, at most `rounds` times."""
+    for _ in range(rounds):
+        apart = outlying(fitted, sigmas)
+        if not len(apart):
+            break
+        keep = np.ones(len(fitted.runs), dtype=bool)
+        keep[apart] = False
+        fitted = fits.fit(fitted.runs.chosen(keep), fitted.form.name, delta=fitted.delta)
+    return fitted
+
+
+def profile_interval(fitted: Fit, constant: str, level: float) -> tuple[float, float]:
+    """Interval of one constant from the objective alone: where the best fit with it held there is too much worse.
+
+    Too much is the quantile of chi-square with one degree, divided by 2 sum(psi') / sum(psi^2): the robust
+    likelihood ratio (Heritier and Ronchetti 1994). A second opinion on the bootstrap, and not symmetric.
+    Raises ConfigError for constants that are no coordinate of their form.
+    """
+    places = fitted.form.profiled
+    if constant not in places:
+        raise ConfigError(
+            f"{constant} of {fitted.form.name} has no profile; these have: {', '.join(places) or 'none'}"
+        )
+    place = places[constant]
+    size = np.abs(fitted.residuals)
+    curvature, variance = (
+        float((size <= fitted.delta).sum()),
+        float((np.minimum(size, fitted.delta) ** 2).sum()),
+    )
+    if curvature == 0 or variance == 0:
+        best = float(fitted.theta[place])
+        return best, best
+    quantile = NormalDist().inv_cdf((1 + level) / 2) ** 2
+    bound = fitted.objective + quantile * variance / (2 * curvature)
+    return _crossing(fitted, place, bound, -1.0), _crossing(fitted, place, bound, 1.0)
+
+
+def _crossing(fitted: Fit, place: int, bound: float, sign: float) -> float:
+    """Where the profile first exceeds `bound` on one side; infinite where it never does."""
+    free = np.ones(len(fitted.theta), dtype=bool)
+    free[place] = False
+    best = float(fitted.theta[place])
+    reach = 0.02 * abs(best)
+    model = fitted.model
+    for _ in range(12):
+        values = best + sign * reach * np.linspace(0, 1, 25)
+        starts = np.repeat(fitted.theta[None], len(values), axis=0)
+        starts[:, place] = values
+        heights = descent.minimise(model, starts, delta=fitted.delta, free=free).objective
+        above = np.flatnonzero(heights > bound)
+        if len(above):
+            right = int(above[0])
+            low, high = heights[right - 1], heights[right]
+            share = (bound - low) / (high - low) if np.isfinite(high) else 1.0
+            return float(values[right - 1] + share * (values[right] - values[right - 1]))
+        reach *= 2
+    return sign * math.inf
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Range:
+    """The span of the runs in one variable."""
+
+    low: float
+    high: float
+
+    def times_outside(self, value: float) -> float:
+        """How many times beyond the nearer end a value lies; 1 inside."""
+        return max(value / self.high, self.low / value, 1.0)
+
+
+def ranges(runs: Runs) -> dict[str, Range]:
+    """Spans of parameters, tokens and compute."""
+    columns = {"params": runs.params, "tokens": runs.tokens, "flop": runs.flop}
+    return {
+        name: Range(low=float(values.min()), high=float(values.max())) for name, values in columns.items()
+    }
+
+
+LABELS = {"params": ("N", "parameters"), "tokens": ("D", "tokens"), "flop": ("C", "FLOPs")}
+
+
+def extrapolation_warnings(runs: Runs, *, params: float, tokens: float, flop: float) -> list[str]:
+    """A sentence for each variable in which advice leaves the range of the runs, by how many times."""
+    spans, warnings = ranges(runs), []
+    for name, value in (("flop", flop), ("params", params), ("tokens", tokens)):
+        span, (letter, unit) = spans[name], LABELS[name]
+        times = span.times_outside(value)
+        if times > 1.0 + 1e-9:
+            side = "above the largest" if value > span.high else "below the smallest"
+            warnings.append(
+                f"{letter} = {value:.3g} {unit} is {times:.3g} times {side} of the runs "
+                f"({span.low:.3g} to {span.high:.3g})"
+            )
+    return warnings
