@@ -37,15 +37,23 @@ ALIASES = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Runs:
-    """Columns of equal length. `flop` is what the table says, else 6 N D; `experts` is None for dense models."""
+    """Columns of equal length.
+
+    flop     what the table says, else 6 N D
+    experts  None for dense models
+    rows     number of each run in the table it came from, the first being 1; None numbers them
+    """
 
     params: Floats
     tokens: Floats
     flop: Floats
     loss: Floats
     experts: Floats | None = None
+    rows: NDArray[np.intp] | None = None
 
     def __post_init__(self) -> None:
+        if self.rows is None:
+            object.__setattr__(self, "rows", np.arange(1, len(self.loss) + 1))
         columns = {"params": self.params, "tokens": self.tokens, "flop": self.flop, "loss": self.loss}
         if self.experts is not None:
             columns["experts"] = self.experts
@@ -61,6 +69,11 @@ class Runs:
     def __len__(self) -> int:
         return len(self.loss)
 
+    @property
+    def row_numbers(self) -> NDArray[np.intp]:
+        assert self.rows is not None, "numbered when made"
+        return self.rows
+
     def chosen(self, keep: NDArray[np.bool_] | NDArray[np.intp]) -> Runs:
         """Some of the runs, by mask or by number."""
         return Runs(
@@ -69,6 +82,7 @@ class Runs:
             flop=self.flop[keep],
             loss=self.loss[keep],
             experts=None if self.experts is None else self.experts[keep],
+            rows=self.row_numbers[keep],
         )
 
     def without_highest_losses(self, count: int) -> Runs:

@@ -1,0 +1,171 @@
+"""Scaling laws from your own runs: the constants, how sure they are, and what they advise.
+
+octavo fit RUNS.csv                                   L(N, D) from columns params, tokens, loss
+octavo fit RUNS.csv --budget 5.76e23 --plot fit.svg   the optimum of a budget, with charts
+octavo fit RUNS.csv --law power-params                a law of one variable
+octavo fit RUNS.csv --drop-outliers 5 --json          without the five highest losses
+
+A flop column may stand for params or for tokens: C = 6 N D. Names of other columns go into --columns.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from octavo.cli import output
+from octavo.cli.amounts import amount, short
+from octavo.errors import ConfigError
+
+if TYPE_CHECKING:
+    from octavo.planner.fit_report import Figure, Report
+    from octavo.planner.runs import Runs
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("runs", type=Path, metavar="RUNS.csv", help="one run a line, with a header")
+    parser.add_argument("--law", default="chinchilla", help="chinchilla (default), kaplan, power-params, ...")
+    parser.add_argument(
+        "--columns", nargs="+", default=[], metavar="NAME=COLUMN", help="such as loss=val_nll"
+    )
+    parser.add_argument(
+        "--drop-outliers",
+        default="0",
+        metavar="N|auto",
+        help="leave out the N highest losses, or whatever lies far off the fit",
+    )
+    parser.add_argument("--delta", type=float, default=1e-3, help="of the Huber loss (default %(default)g)")
+    parser.add_argument("--bootstrap", type=int, default=1000, metavar="N", help="resamples; 0 for none")
+    parser.add_argument("--level", type=float, default=0.9, help="of all intervals (default %(default)g)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--budget", type=amount, metavar="FLOPS", help="advice for so many training FLOPs")
+    parser.add_argument("--experts", type=float, help="number of experts to advise for, with --law moe")
+    parser.add_argument("--plot", type=Path, metavar="OUT.svg", help="charts; needs octavo[plan]")
+    output.add_json(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    from octavo.planner import fit_charts, fit_report
+
+    if args.bootstrap < 0:
+        raise ConfigError(f"--bootstrap must be 0 or more, got {args.bootstrap}")
+    choices = fit_report.Choices(
+        law=args.law,
+        drop=_drop(args.drop_outliers),
+        delta=args.delta,
+        resamples=args.bootstrap,
+        level=args.level,
+        seed=args.seed,
+        flop=args.budget,
+        experts=args.experts,
+    )
+    told = fit_report.report(read(args.runs, args.columns), choices)
+    if args.plot is not None:
+        try:
+            args.plot.write_text(fit_charts.draw(told), encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(f"{args.plot} cannot be written: {error.strerror}") from error
+    if args.json:
+        from octavo.cli.fit_results import as_json
+
+        output.print_json(as_json(told))
+    else:
+        _print(told)
+    return 0
+
+
+def read(path: Path, columns: list[str]) -> Runs:
+    """The table of runs. Raises ConfigError."""
+    from octavo.planner.runs import read_table
+
+    names = {}
+    for pair in columns:
+        name, equals, column = pair.partition("=")
+        if not equals or not column:
+            raise ConfigError(f"--columns takes NAME=COLUMN, such as loss=val_nll; got {pair!r}")
+        names[name] = column
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as lines:
+            return read_table(lines, names, source=path.name)
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"{path} is no text in UTF-8: byte {error.start} is {error.object[error.start]:#x}"
+        ) from error
+
+
+def _drop(text: str) -> int | str:
+    if text == "auto":
+        return text
+    if not text.isascii() or not text.isdigit():
+        raise ConfigError(f"--drop-outliers takes a number of runs or auto, got {text!r}")
+    return int(text)
+
+
+def _print(told: Report) -> None:
+    fitted = told.fitted
+    dropped = f", {told.dropped} left out" if told.dropped else ""
+    print(
+        f"{fitted.form.formula}\n{len(fitted.runs)} runs{dropped}; root mean square of log residuals {fitted.rms:.4f}\n"
+    )
+    _print_figures("constant", told.constants, told.choices.level, "{:.5g}")
+    for name, (low, high) in told.profiles.items():
+        print(f"{name} by its profile: {low:.4g} to {high:.4g}")
+    if told.advice:
+        print(f"\nfor {told.choices.flop:.4g} FLOPs:")
+        _print_figures("", told.advice, told.choices.level)
+    print()
+    _print_runs(told)
+    _print_others(told)
+    for warning in told.warnings:
+        print(f"warning: {warning}")
+
+
+def _print_figures(title: str, figures: dict[str, Figure], level: float, form: str | None = None) -> None:
+    def text(value: float | None) -> str:
+        if value is None:
+            return "-"
+        return short(value) if form is None else form.format(value)
+
+    rows = [
+        (name, text(one.value), text(one.error), text(one.low), text(one.high))
+        for name, one in figures.items()
+    ]
+    columns = [title, "value", "std. error", f"{(1 - level) / 2:.1%}", f"{(1 + level) / 2:.1%}"]
+    output.print_table(columns, rows, right=[1, 2, 3, 4])
+
+
+def _print_runs(told: Report) -> None:
+    """Which runs decide the fit, and which do not belong to it."""
+    rows = told.fitted.runs.row_numbers
+    for one, name, moves in told.influences:
+        print(
+            f"without row {rows[one.run]} {name} moves by {moves:+.2f} standard errors to {one.without[name]:.4g}"
+        )
+    if told.outlying:
+        names = ", ".join(str(rows[run]) for run in told.outlying[:8])
+        more = f" and {len(told.outlying) - 8} more" if len(told.outlying) > 8 else ""
+        print(f"far off the fit: rows {names}{more}")
+        if told.cleaned is not None:
+            constants = ", ".join(f"{name} {value:.4g}" for name, value in told.cleaned.constants().items())
+            print(f"  without them and what then lies far off: {constants}")
+
+
+def _print_others(told: Report) -> None:
+    """The other two approaches."""
+    if isinstance(told.parabolas, str):
+        print(f"IsoFLOP parabolas: none; {told.parabolas}")
+    else:
+        trend = told.parabolas
+        bias = (
+            ""
+            if told.parabola_bias is None
+            else f"; by themselves they would put N* at {told.parabola_bias:.3f} of it"
+        )
+        print(f"IsoFLOP parabolas: N* ~ C^{trend.exponent:.3f} from {trend.num_points} budgets{bias}")
+    if isinstance(told.envelope, str):
+        print(f"envelope: none; {told.envelope}")
+    else:
+        print(f"envelope: N* ~ C^{told.envelope.trend.exponent:.3f}")
