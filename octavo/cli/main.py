@@ -23,6 +23,8 @@ COMMANDS = {
     "bench": "measure: latency, throughput, machine",
     "eval": "quality of a model on a task",
     "plan": "arithmetic before anything is loaded or bought: memory",
+    "fit": "scaling laws from your own runs, with intervals and charts",
+    "simulate": "rehearse a deployment under a virtual clock",
     "models": "models that are here",
     "doctor": "what this machine has, what was chosen and why, with fixes",
     "keys": "make keys for a server's tenants, check the file of them",

@@ -91,6 +91,11 @@ class Scheduler:
         return self.cache.counters
 
     @property
+    def asks_again_s(self) -> float | None:
+        """When a step will be planned though nothing happens until then: never, nobody waits for the clock."""
+        return None
+
+    @property
     def num_used_blocks(self) -> int:
         """Blocks of live sequences; cached ones nobody runs on are free."""
         return self.limits.num_blocks - 1 - self.cache.pool.num_available

@@ -106,8 +106,17 @@ def _decodes(sequence: Sequence, piece: Slice) -> bool:
 
 
 def _affordable(scheduler: Scheduler, sequences: Ordered[Sequence], num_turns: int) -> int:
-    """So many of the turns as the blocks available now are enough for."""
+    """So many of the turns as the blocks available now are enough for.
+
+    Who publishes after a prefix that lies cached in other blocks than its own takes those into use.
+    """
     size, available = scheduler.limits.block_tokens, scheduler.cache.pool.num_available
+    for sequence in sequences:
+        node = sequence.node
+        if node is not None and node.depth and node.payload != sequence.table[node.depth - 1]:
+            available -= node.depth
+    if available < 0:
+        return 0
     lengths = [len(sequence.tokens) for sequence in sequences]
 
     def needed(turns: int) -> int:

@@ -7,12 +7,13 @@ thread takes its commands between turns.
 from __future__ import annotations
 
 import enum
+import math
 from bisect import bisect_left
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
-from typing import Protocol
+from typing import Any, Protocol
 
 from octavo.core.cache import Counters
 from octavo.core.limits import Limits
@@ -36,6 +37,7 @@ class Phase(enum.Enum):
     BEGIN = "begin"
     END = "end"
     SKIP = "skip"
+    WAIT = "wait"
 
 
 @dataclass(slots=True)
@@ -108,7 +110,12 @@ class Decider(Protocol):
     def counters(self) -> Counters: ...
 
     @property
-    def sequences(self) -> Mapping[int, Sequence]: ...
+    def sequences(self) -> Mapping[int, Any]: ...
+
+    @property
+    def asks_again_s(self) -> float | None:
+        """When a step will be planned though nothing happens until then; None for never."""
+        ...
 
     @property
     def num_used_blocks(self) -> int: ...
@@ -125,10 +132,16 @@ class Decider(Protocol):
     def commit(self, step: Step, result: StepResult, now_s: float) -> list[Event]: ...
 
 
+class CacheMissed(Exception):
+    """A sequence that was preempted would find its own blocks, and nobody looks."""
+
+
 class Replica(TurnTaker[None]):
     """A scheduler, its device's timing, and what is on its way.
 
     on_first, on_end  told of a request's first token, and of its end
+    is_exact          every step is played
+    is_blind          the scheduler's cache is off only because nothing would be found
     due_ns            when `fire` is to be called next; None while there is nothing to do
     """
 
@@ -141,12 +154,14 @@ class Replica(TurnTaker[None]):
         on_first: Callable[[Served], None],
         on_end: Callable[[Served], None],
         is_exact: bool = False,
+        is_blind: bool = False,
     ) -> None:
         super().__init__(scheduler.limits.max_num_batched_tokens)
         self.number = number
         self.scheduler = scheduler
         self.timing = timing
         self._is_exact = is_exact
+        self._is_blind = is_blind
         self._skipping: Skipping | None = None
         self.tally = Tally(replica=number, num_kv_blocks=scheduler.limits.num_blocks - 1)
         self.inbox: list[Command] = []
@@ -165,7 +180,7 @@ class Replica(TurnTaker[None]):
     def send(self, command: Command, now_ns: int) -> None:
         """Hand a command over; it is taken between turns, at once when nothing runs."""
         self.inbox.append(command)
-        if self.phase is Phase.IDLE:
+        if self.phase in (Phase.IDLE, Phase.WAIT):
             self.phase, self.due_ns = Phase.BEGIN, now_ns
         elif self._skipping is not None:
             self.due_ns = self._skipping.cut(now_ns)
@@ -193,6 +208,8 @@ class Replica(TurnTaker[None]):
             self.phase, self.due_ns = Phase.END, self._ends_ns
         elif self.scheduler.idle:
             self.phase, self.due_ns = Phase.IDLE, None
+        elif (again_s := self.scheduler.asks_again_s) is not None:
+            self.phase, self.due_ns = Phase.WAIT, max(math.ceil(again_s * NS_PER_S), self.now_ns + 1)
         else:
             raise Bug(f"{len(self.scheduler.sequences)} sequences wait, and the scheduler plans nothing")
 
@@ -280,7 +297,10 @@ class Replica(TurnTaker[None]):
         for piece in step.slices:
             if piece.seq_id not in by_seq:
                 sequence = self.scheduler.sequences[piece.seq_id]
-                served = by_seq[piece.seq_id] = self.live[sequence.request.request_id]
+                served = self.live.get(sequence.request.request_id)
+                if served is None:
+                    continue  # it has ended and is padding
+                by_seq[piece.seq_id] = served
                 if served.scheduled_ns is None:
                     served.scheduled_ns = self.now_ns
                     served.num_cached_tokens = min(sequence.num_cached_tokens, served.num_prompt_tokens)
@@ -323,6 +343,8 @@ class Replica(TurnTaker[None]):
                 served.end(event.reason, now_ns)
                 self._on_end(served)
             elif isinstance(event, Preempted):
+                if self._is_blind:
+                    raise CacheMissed
                 served.preemptions += 1
 
     def _on_token(self, served: Served, now_ns: int) -> None:

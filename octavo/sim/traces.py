@@ -64,6 +64,11 @@ class Trace:
     def duration_s(self) -> float:
         return self.rows[-1].arrival_s
 
+    def from_zero(self) -> Trace:
+        """The same, moved so that the first comes at 0."""
+        start_s = self.rows[0].arrival_s
+        return replace(self, rows=tuple(replace(row, arrival_s=row.arrival_s - start_s) for row in self.rows))
+
     @property
     def rate_per_s(self) -> float:
         """Mean rate of arrivals, gaps counted; 0 for a single request or a burst at once."""
@@ -78,10 +83,11 @@ class Replay:
             raise ConfigError(f"the speed of a replay must be above 0, got {speed}")
         self._rows = trace.rows[:num_requests]
         self._speed = speed
-        self._space = TokenSpace()
+        self._space = TokenSpace()  # begun anew by `arrivals`
         self.shares = any(row.blocks for row in self._rows)
 
     def arrivals(self) -> Iterator[Job]:
+        self._space = TokenSpace()
         for number, row in enumerate(self._rows):
             leaves_s = row.cancel_after_s
             yield Job(
@@ -168,9 +174,7 @@ def _read(file: TextIO, name: str) -> Trace:
     if not rows:
         raise ConfigError(f"the trace {name} holds no request with an output")
     rows.sort(key=lambda row: row.arrival_s)
-    start_s = rows[0].arrival_s
-    moved = tuple(replace(row, arrival_s=row.arrival_s - start_s) for row in rows)
-    return Trace(kind, moved, num_without_output)
+    return Trace(kind, tuple(rows), num_without_output).from_zero()
 
 
 Reader = Callable[[Fields, str], Row | None]

@@ -95,7 +95,7 @@ class Workload(Protocol):
     def shares(self) -> bool: ...
 
     def arrivals(self) -> Iterator[Job]:
-        """Those that come whatever happens. May be asked for once."""
+        """Those that come whatever happens. Each call begins the workload anew."""
         ...
 
     def after(self, job: Job, now_ns: int, *, is_answered: bool) -> Job | None:
@@ -159,7 +159,12 @@ class Maker:
 
     def __init__(self, mix: Mix, seed: int) -> None:
         self.mix = mix
-        self.rng = random.Random(f"octavo workload {seed}")
+        self._seed = seed
+        self.restart()
+
+    def restart(self) -> None:
+        """From the first draw on again."""
+        self.rng = random.Random(f"octavo workload {self._seed}")
         self.space = TokenSpace()
         self._num_made = 0
 
@@ -215,6 +220,7 @@ class Open:
         return self.maker.mix.prefixes is not None
 
     def arrivals(self) -> Iterator[Job]:
+        self.maker.restart()
         at_s, count = 0.0, 0
         while self.num_requests is None or count < self.num_requests:
             at_s += self.gaps.draw_s(self.maker.rng)
@@ -249,6 +255,8 @@ class Closed:
         return self.maker.mix.prefixes is not None
 
     def arrivals(self) -> Iterator[Job]:
+        self.maker.restart()
+        self._num_sent = 0
         for _ in range(min(self.concurrency, self.num_requests)):
             self._num_sent += 1
             yield self.maker.job(0)
@@ -288,6 +296,8 @@ class Sessions:
         return True
 
     def arrivals(self) -> Iterator[Job]:
+        self.maker.restart()
+        self._left.clear()
         at_s = 0.0
         for session in range(self.num_sessions):
             at_s += self.gaps.draw_s(self.maker.rng)

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from octavo.core.route import COST, Load, Router
 from octavo.core.scheduler import Limits, Scheduler
 from octavo.errors import ConfigError
-from octavo.sim.replica import Cancel, Decider, Replica, Submit
+from octavo.sim.replica import CacheMissed, Cancel, Decider, Replica, Submit
 from octavo.sim.served import Served, Tally
 from octavo.sim.timing import NS_PER_S, Timing
 from octavo.sim.workload import Job, Workload
@@ -63,15 +63,18 @@ class Outcome:
 
 
 class World:
-    """One run; `run` may be called once."""
+    """One run; `run` may be called once.
 
-    def __init__(self, deployment: Deployment, workload: Workload) -> None:
+    looks_up  whether caches are looked into. Where no two prompts begin alike nothing would be found but by sequences
+              that have been preempted; not looking is quicker, and then the first preemption raises CacheMissed.
+    """
+
+    def __init__(self, deployment: Deployment, workload: Workload, *, looks_up: bool = True) -> None:
         self.deployment = deployment
+        self._looks_up = looks_up and deployment.limits.enable_prefix_caching
         self.replicas: list[Replica] = []
-        self._limits = deployment.limits
-        self._shares = workload.shares
-        if not self._shares:  # nothing would ever be found
-            self._limits = replace(self._limits, enable_prefix_caching=False)
+        self._limits = replace(deployment.limits, enable_prefix_caching=self._looks_up)
+        self._is_blind = deployment.limits.enable_prefix_caching and not looks_up
         self.served: list[Served] = []
         self.now_ns = 0
         self._workload = workload
@@ -100,6 +103,7 @@ class World:
                 on_first=self._on_first,
                 on_end=self._on_end,
                 is_exact=deployment.is_exact,
+                is_blind=self._is_blind,
             )
         )
         self._pending.append(0)
@@ -147,7 +151,7 @@ class World:
         replica, matched = self.ready[0], 0
         if len(self.ready) > 1:
             loads = [Load(one, self._pending[one], self._aboard[one]) for one in self.ready]
-            route = self._router.choose(served.tokens() if self._shares else (), b"", loads)
+            route = self._router.choose(served.tokens() if self._looks_up else (), b"", loads)
             replica, matched = route.replica, route.num_matched
         served.replica, served.num_matched = replica, matched
         self._aboard[replica] += 1
@@ -215,4 +219,9 @@ class World:
 
 def simulate(deployment: Deployment, workload: Workload) -> Outcome:
     """Play a workload on a deployment."""
+    if not workload.shares:
+        try:
+            return World(deployment, workload, looks_up=False).run()
+        except CacheMissed:
+            pass
     return World(deployment, workload).run()

@@ -1,0 +1,176 @@
+"""What an engine recorded, for the simulator: played again on its own times, as a trace, and as measured steps.
+
+`Rehearsal` plays a recording with the durations that were and the tokens that were drawn. When anything is called, and
+what is decided, comes from the simulator's turns and a scheduler of its own: when they are those of the engine, every
+call is the recorded one, and every step is, to the last block id.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import deque
+from collections.abc import Iterable, Sequence
+
+from octavo.core.step import Step, StepResult
+from octavo.core.turns import TurnTaker
+from octavo.errors import LoadError
+from octavo.obs.flight import (
+    Advanced,
+    CacheReset,
+    Cancelled,
+    Closed,
+    Committed,
+    Drawn,
+    EngineEntry,
+    Opened,
+    Pinned,
+    Planned,
+    Submitted,
+)
+from octavo.obs.replay import Diverged, Player, Prompts
+from octavo.sim.timing import Work, work_of
+from octavo.sim.traces import BLOCK_TOKENS, Row, Trace
+
+FROM_OUTSIDE = (Submitted, Cancelled, Closed, Pinned, CacheReset)
+WHILE_COMMITTING = (Closed, Advanced)
+
+
+class Cut(Exception):
+    """The recording ends in the middle of a turn."""
+
+
+class Rehearsal(TurnTaker[None]):
+    """The turns of a recording, taken again.
+
+    steps     that were come to
+    measured  what each committed step was, and the seconds that it ran
+    """
+
+    def __init__(self, entries: Sequence[EngineEntry]) -> None:
+        opened = entries[0] if entries else None
+        if not isinstance(opened, Opened):
+            raise LoadError("a recording begins with Opened")
+        if not opened.is_whole:
+            raise LoadError("the beginning of this recording has been overwritten: it cannot be played again")
+        super().__init__(opened.limits.max_num_batched_tokens)
+        self.measured: list[tuple[Work, float]] = []
+        self._player = Player(opened.limits, entries)
+        self._rest = deque(entry for entry in entries[1:] if not isinstance(entry, Drawn))
+
+    @property
+    def steps(self) -> list[Step]:
+        return self._player.steps
+
+    def run(self) -> list[Step]:
+        """Play it to its end. Raises Diverged at the first call or answer that is not the recorded one."""
+        try:
+            while self._rest:
+                if isinstance(self._rest[0], FROM_OUTSIDE):
+                    self._answer(self._rest.popleft())
+                    continue
+                step = self.begin_turn()
+                if step is not None:
+                    self.end_turn(StepResult(step.number, ()))  # what was drawn is in the recording
+        except Cut:
+            pass
+        return self.steps
+
+    def _next(self, kind: type) -> EngineEntry:
+        if not self._rest:
+            raise Cut
+        entry = self._rest.popleft()
+        if not isinstance(entry, kind):
+            raise Diverged(f"recorded was {entry!r} where {kind.__name__} comes here")
+        return entry
+
+    def _answer(self, entry: EngineEntry) -> object:
+        expected, got = self._player.answer(entry)
+        if expected != got:
+            raise Diverged(f"{type(entry).__name__}: recorded {expected!r}, came to {got!r}")
+        return got
+
+    def _planned(self) -> Step | None:
+        step = self._answer(self._next(Planned))
+        assert isinstance(step, Step | None)
+        return step
+
+    def _launch(self, step: Step) -> None:
+        """When it ends is in the recording."""
+
+    def _committed(self, step: Step, result: StepResult) -> None:  # noqa: ARG002
+        entry = self._next(Committed)
+        assert isinstance(entry, Committed)
+        self._answer(entry)
+        if entry.ended_s > entry.launched_s:
+            self.measured.append((work_of(step), entry.ended_s - entry.launched_s))
+        while self._rest and isinstance(self._rest[0], WHILE_COMMITTING):
+            self._answer(self._rest.popleft())
+
+    def _is_wanted(self) -> bool:
+        return not self._player.scheduler.idle
+
+
+def digests(steps: Iterable[Step]) -> list[str]:
+    """For each step the SHA-256 of it and all before it: equal ones mean equal runs up to there."""
+    found, running = [], hashlib.sha256()
+    for step in steps:
+        running.update(repr(step).encode())
+        found.append(running.hexdigest())
+    return found
+
+
+def recorded_trace(entries: Sequence[EngineEntry]) -> Trace:
+    """The requests of a recording as a trace, to be sent again to another deployment; refused ones are left out.
+
+    Names of a recording stand for everything up to them, so the last one of a block names its whole prefix. Choices of
+    one request count as one, the longest. A request whose output had not ended when the recording did is left out.
+    """
+    lengths = _lengths(entries)
+    cancelled = {
+        entry.request_id: entry.now_s for entry in entries if isinstance(entry, Cancelled) and entry.ended
+    }
+    prompts, rows, num_without = Prompts(), list[Row](), 0
+    for entry in entries:
+        if not isinstance(entry, Submitted) or entry.refused is not None:
+            continue
+        prompt = prompts.whole(entry)
+        output = lengths.get(entry.seq_id, 0)
+        if not output:
+            num_without += 1
+            continue
+        left_s = cancelled.get(entry.request_id)
+        rows.append(
+            Row(
+                arrival_s=entry.now_s,
+                prompt_tokens=len(prompt),
+                output_tokens=output,
+                blocks=prompt[BLOCK_TOKENS - 1 :: BLOCK_TOKENS],
+                client=entry.client,
+                priority=entry.priority,
+                cancel_after_s=None if left_s is None else max(left_s - entry.now_s, 0.0),
+            )
+        )
+    if not rows:
+        raise LoadError("the recording holds no request with an output")
+    rows.sort(key=lambda row: row.arrival_s)
+    return Trace("recording", tuple(rows), num_without).from_zero()
+
+
+def _lengths(entries: Sequence[EngineEntry]) -> dict[int, int]:
+    """Output tokens of the longest choice, by the first sequence of its request."""
+    first_of: dict[int, int] = {}
+    of_request: dict[str, int] = {}
+    lengths: dict[int, int] = {}
+    for entry in entries:
+        if isinstance(entry, Submitted):
+            of_request[entry.request_id] = entry.seq_id
+        elif isinstance(entry, Committed | Advanced):
+            for parent, child in entry.forks:
+                first_of[child] = first_of.get(parent, parent)
+        if isinstance(entry, Drawn):
+            first = first_of.get(entry.seq_id, entry.seq_id)
+            lengths[first] = max(lengths.get(first, 0), len(entry.names) // 4)
+        elif isinstance(entry, Advanced) and entry.request_id in of_request:
+            first = of_request[entry.request_id]
+            lengths[first] = lengths.get(first, 0) + bool(entry.beams)
+    return lengths
