@@ -128,6 +128,9 @@ class RuntimeConfig:
     kernels: str = _knob(
         "auto", "auto, reference (plain torch), or an instruction set: portable, avx2, avx512, amx"
     )
+    recorder_bytes: int = _knob(
+        16 * MIB, "memory for what an engine remembers of its last steps, such as 16MiB", text="bytes"
+    )
 
     def __post_init__(self) -> None:
         _text("kernels", self.kernels)
@@ -136,6 +139,7 @@ class RuntimeConfig:
         if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", self.device):
             raise ConfigError(f"device must be auto, cpu, cuda or cuda:N, got {self.device!r}")
         _optional_whole("num_threads", self.num_threads, 1, 4096)
+        _whole("recorder_bytes", self.recorder_bytes, MIB // 16, GIB)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -196,6 +200,9 @@ class ServerConfig:
         True, "keep answers of /v1/responses that do not say store: false", text="bool"
     )
     response_ttl_s: float = _knob(30 * 86400.0, "how long kept answers stay, such as 720h", text="seconds")
+    max_recordings: int = _knob(
+        8, "recordings kept in data_dir, the latest ones; 0 keeps those that were asked for", text="count"
+    )
     max_file_bytes: int = _knob(512 * MIB, "largest file, such as 512MiB", text="bytes")
     file_quota_bytes: int = _knob(16 * GIB, "files of one tenant together, such as 16GiB", text="bytes")
     batch_max_lines: int = _knob(50_000, "requests in one batch", text="count")
@@ -238,6 +245,7 @@ class ServerConfig:
         _boolean("open_metrics", self.open_metrics)
         _boolean("store_responses", self.store_responses)
         _number("response_ttl_s", self.response_ttl_s, 1.0, 10.0 * 365 * 86400)
+        _whole("max_recordings", self.max_recordings, 0, 10**4)
         _whole("max_file_bytes", self.max_file_bytes, 1, 2**50)
         _whole("file_quota_bytes", self.file_quota_bytes, 1, 2**60)
         _whole("batch_max_lines", self.batch_max_lines, 1, 10**7)

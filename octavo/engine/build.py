@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import secrets
 import time
 from dataclasses import dataclass, replace
 
@@ -12,7 +13,6 @@ from octavo.arch import Arch
 from octavo.codec.numbers import NumberTokenizer
 from octavo.codec.tokenizer import Tokenizer
 from octavo.config import EngineConfig
-from octavo.core.scheduler import Scheduler
 from octavo.engine.locate import Location, locate
 from octavo.engine.loop import Engine
 from octavo.engine.machine import WHOLE, Machine, Share, read_machine
@@ -22,6 +22,7 @@ from octavo.exec.runner import Runner
 from octavo.kv.pool import KvPool
 from octavo.models.loader import load
 from octavo.models.model import Model
+from octavo.obs import recorder
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +38,16 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Built:
-    """A running engine and what it was made of."""
+    """A running engine and what it was made of.
+
+    trail  what its scheduler has been asked and has decided lately; see `octavo.obs.recorder`
+    """
 
     plan: Plan
     engine: Engine
     model: Model
     tokenizer: Tokenizer
+    trail: memoryview
 
 
 def plan(config: EngineConfig, share: Share = WHOLE) -> Plan:
@@ -57,8 +62,14 @@ def plan(config: EngineConfig, share: Share = WHOLE) -> Plan:
     return Plan(config, location, arch, machine, resolved)
 
 
-def build(config: EngineConfig, planned: Plan | None = None) -> Built:
-    """Load the model and start the engine. `planned` saves planning twice when it has been shown already."""
+def build(
+    config: EngineConfig, planned: Plan | None = None, trail: bytearray | memoryview | None = None
+) -> Built:
+    """Load the model and start the engine.
+
+    planned  saves planning twice when it has been shown already
+    trail    memory for the recorder; None makes some
+    """
     planned = planned or plan(config)
     resolved, location = planned.resolved, planned.location
     torch.set_num_threads(resolved.num_threads)
@@ -78,7 +89,9 @@ def build(config: EngineConfig, planned: Plan | None = None) -> Built:
     kv = KvPool(model.kv_layout(limits.block_tokens), arch.num_layers, limits.num_blocks, device)
     model.reserve(limits.block_tokens, limits.max_num_batched_tokens, resolved.max_model_len)
     _give_back()
-    scheduler = Scheduler(replace(limits, fingerprint=model.fingerprint))
+    limits = replace(limits, fingerprint=model.fingerprint)
+    memory = memoryview(bytearray(config.runtime.recorder_bytes) if trail is None else trail)
+    scheduler = recorder.RecordedScheduler(limits, recorder.ring(memory, limits), secrets.token_bytes(16))
     engine = Engine(
         scheduler,
         Runner(model, kv),
@@ -86,8 +99,9 @@ def build(config: EngineConfig, planned: Plan | None = None) -> Built:
         vocab_size=arch.vocab_size,
         clock=time.monotonic,
         seed=config.model.seed,
+        on_ran=scheduler.ran,
     )
-    return Built(planned, engine, model, tokenizer)
+    return Built(planned, engine, model, tokenizer, memory)
 
 
 def _give_back() -> None:

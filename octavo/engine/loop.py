@@ -78,6 +78,7 @@ class Engine(TurnTaker[list[Update]]):
 
     vocab_size  rows of the model's head; a tokenizer may know fewer
     clock       returns seconds that never go back
+    on_ran      is told when a step began and ended, before it is committed
     seed        keys the seeds of requests that bring none
     """
 
@@ -90,6 +91,7 @@ class Engine(TurnTaker[list[Update]]):
         vocab_size: int,
         clock: Callable[[], float],
         seed: int = 0,
+        on_ran: Callable[[float, float], None] | None = None,
     ) -> None:
         super().__init__(scheduler.limits.max_num_batched_tokens)
         self.scheduler = scheduler
@@ -98,6 +100,7 @@ class Engine(TurnTaker[list[Update]]):
         self._grammars = Grammars(tokenizer, vocab_size)
         self._executor = executor
         self._clock = clock
+        self._on_ran = on_ran
         self._seed = seed
         self._num_added = 0
         self._num_steps = 0
@@ -255,7 +258,10 @@ class Engine(TurnTaker[list[Update]]):
         awaited = self.begin_turn()
         if awaited is not None:
             result = self._carried_out(awaited)
-            self._step_times.note(awaited.num_tokens, self._launched_s, self._clock())
+            ended_s = self._clock()
+            self._step_times.note(awaited.num_tokens, self._launched_s, ended_s)
+            if self._on_ran is not None:
+                self._on_ran(self._launched_s, ended_s)
             updates = self.end_turn(result)
         if self.awaited is None and self._tracked and not updates and not self.is_paused:
             self._failure = Bug(f"{len(self._tracked)} requests wait, and the scheduler plans nothing")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import mmap
 import os
 import signal
 import sys
@@ -57,10 +58,14 @@ class DrainRate:
 
 
 class EngineProcess:
-    """Joins one engine to one link."""
+    """Joins one engine to one link.
 
-    def __init__(self, channel: Channel[frames.ToEngine]) -> None:
+    trail  memory for its recorder, which the front can read too; None where it gave none
+    """
+
+    def __init__(self, channel: Channel[frames.ToEngine], trail: memoryview | None = None) -> None:
         self._channel = channel
+        self._trail = trail
         self._loop = asyncio.get_running_loop()
         self._num_top: dict[str, int] = {}
         self._drain = DrainRate()
@@ -97,7 +102,7 @@ class EngineProcess:
         memory = planned.resolved.memory
         loading = frames.Loading(phase="weights", total=memory.weight_bytes, memory=tuple(memory.rows()))
         self._loop.call_soon_threadsafe(self._post, loading)
-        return build(config, planned)
+        return build(config, planned, self._trail)
 
     async def _receive(self) -> None:
         try:
@@ -367,10 +372,10 @@ def _over(update: RequestEnded, output: RequestOutput) -> frames.Ended:
     )
 
 
-async def _serve(socket: Path, epoch: int) -> int:
+async def _serve(socket: Path, epoch: int, trail: memoryview | None) -> int:
     channel: Channel[frames.ToEngine] = await connect(socket, frames.TO_ENGINE, epoch=epoch)
     try:
-        return await EngineProcess(channel).run()
+        return await EngineProcess(channel, trail).run()
     finally:
         await channel.close()
 
@@ -380,10 +385,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="octavo.engine.process")
     parser.add_argument("--socket", type=Path, required=True)
     parser.add_argument("--epoch", type=int, required=True)
+    parser.add_argument("--trail", type=int, help="descriptor of the memory for the recorder")
     chosen = parser.parse_args(arguments)
+    trail = None if chosen.trail is None else memoryview(mmap.mmap(chosen.trail, 0))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        return asyncio.run(_serve(chosen.socket, chosen.epoch))
+        return asyncio.run(_serve(chosen.socket, chosen.epoch, trail))
     except LinkError as error:
         print(f"octavo engine: {error}", file=sys.stderr)
         return EXIT_BROKEN

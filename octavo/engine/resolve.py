@@ -226,7 +226,8 @@ def _memory(
         num_threads=num_threads,
     )
     block = kv_block_bytes(arch, dtype, block_tokens, isa)
-    fits = (limit - weights - workspace) // block
+    recorder = config.runtime.recorder_bytes
+    fits = (limit - weights - workspace - recorder) // block
     least = limits.min_blocks(max_len) + 1
     blocks = config.kv.num_kv_blocks
     if blocks is None:
@@ -235,20 +236,20 @@ def _memory(
         because = (
             f"max_num_seqs x max_model_len needs no more ({fits} would fit)"
             if useful <= fits
-            else f"what {format_bytes(limit)} leave beside weights and workspace"
+            else f"what {format_bytes(limit)} leave beside weights, workspace and recorder"
         )
         made.append(Decision("num_kv_blocks", str(blocks), because))
     if blocks > fits:
         raise ConfigError(
-            f"{blocks} KV blocks of {format_bytes(block)} do not fit: weights {format_bytes(weights)} and"
-            f" workspace {format_bytes(workspace)} leave room for {max(fits, 0)} under a memory limit of"
-            f" {format_bytes(limit)}; lower num_kv_blocks or raise memory_limit"
+            f"{blocks} KV blocks of {format_bytes(block)} do not fit: weights {format_bytes(weights)}, workspace"
+            f" {format_bytes(workspace)} and recorder {format_bytes(recorder)} leave room for {max(fits, 0)} under"
+            f" a memory limit of {format_bytes(limit)}; lower num_kv_blocks or raise memory_limit"
         )
     if blocks < least:
-        need = weights + workspace + least * block
+        need = weights + workspace + recorder + least * block
         raise ConfigError(
             f"one sequence of max_model_len={max_len} needs {least} KV blocks of"
             f" {format_bytes(block)}, there is room for {max(blocks, 0)}: lower max_model_len, or raise"
             f" memory_limit from {format_bytes(limit)} to at least {format_bytes(need)}"
         )
-    return MemoryPlan(limit, weights, workspace, block, blocks, block_tokens)
+    return MemoryPlan(limit, weights, workspace, block, blocks, block_tokens, recorder)

@@ -161,12 +161,80 @@ class CacheReset(Entry, frozen=True, tag=9):
     num_blocks: int
 
 
+class Served(Entry, frozen=True, tag=20):
+    """A request has been answered, or not.
+
+    request_id   as the client knows it; `prompts` are the ids its prompts have on engines
+    ended        code of what ended it; None for a good answer
+    posted_s     its prompts were sent to an engine; accepted_s: all were in a queue there
+    first_s, last_s  tokens came from the engine; sent_s: the end of the answer was handed to the system
+    stalled_s    of the time before that, the client took nothing
+    placed       engine, when, and why that one; more than one where an engine died
+    Times are 0 for what did not happen.
+    """
+
+    request_id: str
+    prompts: tuple[str, ...]
+    route: str
+    tenant: str
+    ended: str | None
+    received_s: float
+    posted_s: float
+    accepted_s: float
+    first_s: float
+    last_s: float
+    sent_s: float
+    stalled_s: float
+    prompt_tokens: int
+    output_tokens: int
+    cached_tokens: int
+    placed: tuple[tuple[int, float, str], ...] = ()
+
+
+class Departed(Entry, frozen=True, tag=21):
+    """An engine has gone, with so many requests aboard."""
+
+    at_s: float
+    engine: int
+    epoch: int
+    how: str
+    num_aboard: int
+
+
+class Saved(Entry, frozen=True, tag=30):
+    """Begins a file.
+
+    at_unix_s, at_s  the same moment as a date and on the clock of the entries
+    why              somebody asked, or what happened
+    settings         name to value; secrets are not there
+    """
+
+    version: str
+    at_unix_s: float
+    at_s: float
+    why: str
+    model: str
+    settings: dict[str, str]
+
+
+class Section(Entry, frozen=True, tag=31):
+    """Begins the entries of one process: "front", or "engine" with its number and epoch."""
+
+    kind: str
+    number: int = 0
+    epoch: int = 0
+
+
 EngineEntry = (
     Opened | Submitted | Cancelled | Closed | Planned | Committed | Advanced | Drawn | Pinned | CacheReset
 )
 
+FrontEntry = Served | Departed
+FileEntry = EngineEntry | FrontEntry | Saved | Section
+
 _ENCODER = msgspec.msgpack.Encoder()
 _ENGINE: msgspec.msgpack.Decoder[EngineEntry] = msgspec.msgpack.Decoder(EngineEntry)
+_FILE: msgspec.msgpack.Decoder[FileEntry] = msgspec.msgpack.Decoder(FileEntry)
 
 
 def encoded(entry: Any) -> bytes:
@@ -176,3 +244,8 @@ def encoded(entry: Any) -> bytes:
 def engine_entry(record: bytes) -> EngineEntry:
     """Raises msgspec.MsgspecError."""
     return _ENGINE.decode(record)
+
+
+def file_entry(record: bytes) -> FileEntry:
+    """Raises msgspec.MsgspecError."""
+    return _FILE.decode(record)

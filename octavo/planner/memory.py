@@ -144,6 +144,7 @@ class MemoryPlan:
     kv_block_bytes: int
     num_kv_blocks: int
     block_tokens: int
+    recorder_bytes: int = 0
 
     @property
     def kv_bytes(self) -> int:
@@ -156,7 +157,8 @@ class MemoryPlan:
 
     @property
     def left_bytes(self) -> int:
-        return self.limit_bytes - self.weight_bytes - self.workspace_bytes - self.kv_bytes
+        used = self.weight_bytes + self.workspace_bytes + self.recorder_bytes + self.kv_bytes
+        return self.limit_bytes - used
 
     def rows(self) -> list[tuple[str, int, str]]:
         """(what, bytes, remark) for a printed table."""
@@ -165,5 +167,6 @@ class MemoryPlan:
             ("weights", self.weight_bytes, ""),
             ("KV cache", self.kv_bytes, kv),
             ("workspace", self.workspace_bytes, "activations and logits of the largest step, library caches"),
+            ("recorder", self.recorder_bytes, "what it remembers of its last steps"),
             ("left", self.left_bytes, f"of a limit of {format_bytes(self.limit_bytes)}"),
         ]

@@ -1,4 +1,4 @@
-"""The operator's listener: drain, sleep, wake, forget cached prefixes, show the settings.
+"""The operator's listener: drain, sleep, wake, forget cached prefixes, save a recording, show the settings.
 
 It has a socket and a key of its own and shares no route with the public port. Every call is a line in the log.
 """
@@ -92,6 +92,16 @@ async def reload_keys(request: Request) -> Response:
     return json_response({"keys": count, "tenants": sorted(operator.front.keyring.tenants)})
 
 
+async def save_recording(request: Request) -> Response:
+    """Save what the server and its engines remember of the last while; see `octavo explain`."""
+    operator: Operator = request.state.operator
+    try:
+        written = await operator.front.recordings.save("the operator asked for it")
+    except OSError as error:
+        raise HttpError("storage_unavailable", f"it cannot be written: {error.strerror or error}") from error
+    return json_response({"path": str(written.path), "bytes": written.num_bytes})
+
+
 async def config(request: Request) -> Response:
     """Every setting of this server; secrets as whether they are set."""
     operator: Operator = request.state.operator
@@ -105,6 +115,7 @@ ROUTES = (
     Route("/admin/replace", replace, methods=["POST"]),
     Route("/admin/reset_prefix_cache", reset_prefix_cache, methods=["POST"]),
     Route("/admin/reload_keys", reload_keys, methods=["POST"]),
+    Route("/admin/recording", save_recording, methods=["POST"]),
     Route("/admin/config", config, methods=["GET"]),
 )
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from octavo.api.faults import HttpError
 from octavo.config import EngineConfig
@@ -76,6 +76,7 @@ class Fleet:
         self.ready: frames.Ready | None = None
         self.stats: frames.Stats | None = None
         self.num_resumed = 0
+        self.on_crash: Callable[[int, int, str, int], None] = lambda *_: None
 
     async def start(self, on_loading: OnLoading) -> frames.Ready:
         """Start every engine and watch over them from then on. Raises ConfigError or LoadError."""
@@ -89,6 +90,10 @@ class Fleet:
         self.watching = asyncio.create_task(self._watch())
         assert self.ready is not None
         return self.ready
+
+    def trails(self) -> list[tuple[int, int, bytes]]:
+        """What engines have written down of themselves: number, epoch, the memory of their recorder."""
+        return [(member.number, member.epoch, member.trail()) for member in self.members]
 
     async def stop(self, within_s: float = EXIT_S) -> None:
         """End the engines for good; requests still running fail."""
@@ -263,6 +268,8 @@ class Fleet:
     def on_departure(self, member: Member, aboard: list[Entry], how: Departure) -> None:
         """An engine has gone, with these requests aboard: they go on elsewhere."""
         self._router.forget(member.number)
+        if how in (Departure.CRASHED, Departure.KILLED):
+            self.on_crash(member.number, member.epoch, member.last_failure or "", len(aboard))
         if how is Departure.ASLEEP:
             self._fail(aboard, self._not_ready())
             return
@@ -304,7 +311,7 @@ class Fleet:
         """
         ready = [] if self._must_wait_alone(entry) else self._ready_members()
         while ready:
-            member = ready[0]
+            member, because = ready[0], "it is the only engine"
             if len(self.members) > 1:
                 submit = entry.submit
                 route = self._router.choose(
@@ -313,13 +320,14 @@ class Fleet:
                     [one.load for one in ready],
                     submit.num_public_tokens,
                 )
-                member = self.members[route.replica]
+                member, because = self.members[route.replica], route.because
                 entry.num_matched = route.num_matched
             try:
                 member.take(entry)
             except LinkError:
                 ready.remove(member)
             else:
+                entry.running.marks.placed.append((member.number, time.monotonic(), because))
                 return
         if entry.held_since_s is None:
             entry.held_since_s = time.monotonic()

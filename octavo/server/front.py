@@ -33,6 +33,7 @@ from octavo.server.grammars import Grammars
 from octavo.server.metering import BATCH_WEIGHT, Standings
 from octavo.server.meters import FleetCollector, note_objective, note_run
 from octavo.server.public_prefixes import PublicPrefixes
+from octavo.server.recordings import Recordings
 from octavo.server.running import Running
 from octavo.server.tenants import Caller
 
@@ -88,6 +89,10 @@ class Front:
             max_model_len=ready.max_model_len,
             embeddings=Embeddings(dimensions=ready.hidden_size) if ready.hidden_size else None,
         )
+        self.recordings = Recordings(
+            config, log, model=self.card.id, trails=fleet.trails, settings=self.settings
+        )
+        fleet.on_crash = self.recordings.crashed
         self.hidden_size = ready.hidden_size
         FleetCollector(self, compat=config.metrics_compat)
 
@@ -202,8 +207,9 @@ class Front:
             self._check_deadline(running)
             await self._check_grammar(running)
             self.fleet.submit(running)
+            running.marks.posted_s = time.monotonic()
             if not running.caller.is_batch:
-                self.metrics.overhead.observe(time.monotonic() - running.marks.received_s)
+                self.metrics.overhead.observe(running.marks.posted_s - running.marks.received_s)
             await running.admitted()
         except BaseException:
             self._leave(running)
@@ -230,6 +236,11 @@ class Front:
     def recent(self, tenant_id: str) -> Sequence[Span]:
         """The tenant's requests that have ended lately, oldest first."""
         return tuple(self._recent.get(tenant_id, ()))
+
+    def stalled(self, running: Running, took_s: float) -> None:
+        """Its client took so long to make room for what was to be sent."""
+        running.marks.stalled_s += took_s
+        self.metrics.stall.observe(took_s)
 
     def finish(self, running: Running) -> None:
         """The request is answered or given up: whatever of it still runs is cancelled."""

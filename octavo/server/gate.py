@@ -138,7 +138,19 @@ class Gate:
             # Otherwise the answer stays without its end and the connection is closed, which clients notice.
         finally:
             self._count(scope, headers, ended)
+            self._record(scope, ended, received_s)
             self._trace(scope, headers, ended, received_s, status)
+
+    def _record(self, scope: Scope, ended: str | None, received_s: float) -> None:
+        running = scope["state"].get("running")
+        if running is not None:
+            self._front.recordings.note(
+                running,
+                request_id=scope["state"]["request_id"],
+                route=self._label(scope["path"]),
+                ended=ended,
+                received_s=received_s,
+            )
 
     def _trace(
         self, scope: Scope, headers: Headers, ended: str | None, received_s: float, status: int

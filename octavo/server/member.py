@@ -110,6 +110,10 @@ class Member:
         """The engine's process id."""
         return self._replica.pid if self._replica else None
 
+    def trail(self) -> bytes:
+        """What the engine's recorder has written; of one that has gone, until the next is started."""
+        return self._replica.trail() if self._replica else b""
+
     @property
     def num_unsent_bytes(self) -> int:
         """What the engine has not taken yet."""
@@ -171,6 +175,8 @@ class Member:
     async def start(self) -> None:
         """Start the first engine. Raises ConfigError or LoadError; nothing is left running then."""
         self.epoch = self._plan.next_epoch()
+        if self._replica is not None:
+            self._replica.forget()
         replica = self._replica = Replica(
             self._plan.config,
             self.epoch,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
 import sys
 import tempfile
@@ -30,7 +31,7 @@ OnLoading = Callable[[frames.Loading], None]
 class Replica:
     """An engine process and the link to it. Used once: a restarted engine is a new Replica of a higher epoch.
 
-    command       what to run; `--socket PATH --epoch N` is appended
+    command       what to run; `--socket PATH --epoch N --trail DESCRIPTOR` is appended
     num_engines   that share the machine with it, itself included
     memory_limit  bytes an earlier engine in its place took, if there was one
     """
@@ -50,12 +51,23 @@ class Replica:
         self._num_engines = num_engines
         self._memory_limit = memory_limit
         self._was_ended_here = False
+        self._trail: int | None = _shared_memory(config.runtime.recorder_bytes)
         self._process: asyncio.subprocess.Process | None = None
         self._channel: Channel[frames.ToFront] | None = None
 
     @property
     def pid(self) -> int | None:
         return self._process.pid if self._process else None
+
+    def trail(self) -> bytes:
+        """What the engine's recorder has written, whether it lives or not."""
+        return b"" if self._trail is None else os.pread(self._trail, os.fstat(self._trail).st_size, 0)
+
+    def forget(self) -> None:
+        """Nobody will ask for its trail any more."""
+        if self._trail is not None:
+            os.close(self._trail)
+            self._trail = None
 
     @property
     def was_killed(self) -> bool:
@@ -142,12 +154,16 @@ class Replica:
 
         listening = await asyncio.start_unix_server(accept, str(socket))
         try:
+            assert self._trail is not None, "it is started once"
             self._process = await asyncio.create_subprocess_exec(
                 *self._command,
                 "--socket",
                 str(socket),
                 "--epoch",
                 str(self._epoch),
+                "--trail",
+                str(self._trail),
+                pass_fds=(self._trail,),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=2,  # our own standard output is for the ready line
             )
@@ -187,6 +203,17 @@ class Replica:
         had_ended = self._process.returncode is not None
         await self.kill()
         return _described(self._process.returncode) if had_ended else "closed the link and was killed"
+
+
+def _shared_memory(num_bytes: int) -> int:
+    """A descriptor of memory that has no name and outlives the process it is given to."""
+    if hasattr(os, "memfd_create"):
+        handle = os.memfd_create("octavo-trail")
+    else:
+        with tempfile.TemporaryFile() as file:
+            handle = os.dup(file.fileno())
+    os.truncate(handle, num_bytes)
+    return handle
 
 
 def _check_versions(hello: frames.Hello) -> None:

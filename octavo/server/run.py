@@ -88,6 +88,7 @@ async def serve(
                 async with keeping(front), admin.serving(operator, admin_sockets), _reloading(front):
                     await _serve_http(front, listening, stop, manager, lambda: announce(ready))
             finally:
+                await front.recordings.close()
                 front.close()
     finally:
         manager.tell("STOPPING=1")
@@ -121,7 +122,10 @@ def address(listening: socket.socket) -> str:
 
 @contextlib.asynccontextmanager
 async def _reloading(front: Front) -> AsyncIterator[None]:
-    """SIGHUP reads the file of keys again; one that is wrong is logged and changes nothing."""
+    """SIGHUP reads the file of keys again; one that is wrong is logged and changes nothing.
+
+    SIGUSR2 saves a recording.
+    """
 
     def reload() -> None:
         try:
@@ -131,10 +135,12 @@ async def _reloading(front: Front) -> AsyncIterator[None]:
 
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGHUP, reload)
+    loop.add_signal_handler(signal.SIGUSR2, front.recordings.save_soon, "a signal asked for it")
     try:
         yield
     finally:
-        loop.remove_signal_handler(signal.SIGHUP)
+        for number in (signal.SIGHUP, signal.SIGUSR2):
+            loop.remove_signal_handler(number)
 
 
 class _Signals:

@@ -27,12 +27,19 @@ class Marks:
     """What happened to a request and when, on this process's monotonic clock.
 
     received_s  it arrived; first_s and last_s are of its tokens
+    posted_s    its prompts were sent to an engine; accepted_s: the last of them was taken in there
+    stalled_s   the client took nothing of what was there to be sent
+    placed      engine, when, and why that one, for each time a prompt was sent to one
     failure     code of what ended it, if that was an error
     """
 
     received_s: float
     first_s: float | None = None
     last_s: float = 0.0
+    posted_s: float = 0.0
+    accepted_s: float = 0.0
+    stalled_s: float = 0.0
+    placed: list[tuple[int, float, str]] = field(default_factory=list)
     output_tokens: int = 0
     cached_tokens: int = 0
     ended: list[frames.Ended] = field(default_factory=list)
@@ -102,6 +109,8 @@ class Running:
         match frame:
             case frames.Accepted():
                 self._unanswered.discard(frame.request_id)
+                if not self._unanswered and not self.marks.accepted_s:
+                    self.marks.accepted_s = time.monotonic()
             case frames.Refused():
                 self._unanswered.discard(frame.request_id)
                 self._unfinished.discard(frame.request_id)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from functools import partial
 
 from msgspec import UNSET, UnsetType
 from starlette.requests import Request
@@ -172,7 +173,7 @@ async def respond(request: Request, writer: Writer) -> Response:
         if isinstance(writer, StreamWriter) and writer.is_stream:
             await front.admit(running)
             return EventStream(
-                writer.events(), running, front.finish, front.metrics.stall.observe, writer.headers
+                writer.events(), running, front.finish, partial(front.stalled, running), writer.headers
             )
         return json_response(await whole_answer(writer), headers=writer.headers)
 

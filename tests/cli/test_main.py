@@ -162,7 +162,7 @@ def test_plan_memory_needs_no_torch_and_adds_up():
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     plan = json.loads(done.stdout)
-    parts = [plan[f"{name}_bytes"] for name in ("weight", "kv", "workspace", "left")]
+    parts = [plan[f"{name}_bytes"] for name in ("weight", "kv", "workspace", "recorder", "left")]
     assert sum(parts) == plan["limit_bytes"] == 2**30
     assert plan["kv_bytes"] == plan["num_kv_blocks"] * plan["kv_block_bytes"]
 

@@ -92,8 +92,15 @@ def test_the_pool_takes_what_the_limit_leaves_to_the_last_block() -> None:
     resolved = settle(memory_limit=1 * GIB)
     memory = resolved.memory
     assert 0 <= memory.left_bytes < memory.kv_block_bytes
-    assert memory.weight_bytes + memory.workspace_bytes + memory.kv_bytes + memory.left_bytes == 1 * GIB
-    assert "beside weights and workspace" in by_field(resolved)["num_kv_blocks"][1]
+    assert (
+        memory.weight_bytes
+        + memory.workspace_bytes
+        + memory.recorder_bytes
+        + memory.kv_bytes
+        + memory.left_bytes
+        == 1 * GIB
+    )
+    assert "beside weights, workspace and recorder" in by_field(resolved)["num_kv_blocks"][1]
 
 
 def test_the_pool_is_no_larger_than_all_seats_can_fill() -> None:
@@ -120,7 +127,7 @@ def test_too_little_memory_names_what_would_be_enough() -> None:
     text = str(caught.value)
     assert "raise memory_limit from 300 MiB to at least" in text
     memory = settle(memory_limit=4 * GIB, num_kv_blocks=4096 // 16 + 1).memory
-    enough = memory.weight_bytes + memory.workspace_bytes + memory.kv_bytes
+    enough = memory.weight_bytes + memory.workspace_bytes + memory.recorder_bytes + memory.kv_bytes
     assert format_bytes(enough) in text
     assert settle(memory_limit=enough).limits.num_blocks == 4096 // 16 + 1
     with pytest.raises(ConfigError, match="lower max_model_len"):

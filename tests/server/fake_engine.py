@@ -318,6 +318,7 @@ async def main(socket: Path, epoch: int) -> int:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--socket", type=Path)
+    parser.add_argument("--trail", type=int)
     parser.add_argument("--epoch", type=int)
     chosen = parser.parse_args()
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -81,6 +81,7 @@ def _as_json(arch: Arch, resolved: Resolved) -> dict[str, object]:
         "weight_bytes": memory.weight_bytes,
         "kv_bytes": memory.kv_bytes,
         "workspace_bytes": memory.workspace_bytes,
+        "recorder_bytes": memory.recorder_bytes,
         "left_bytes": memory.left_bytes,
         "kv_block_bytes": memory.kv_block_bytes,
         "num_kv_blocks": memory.num_kv_blocks,
