@@ -199,12 +199,13 @@ class Shape:
 
     def forward_flop_per_token(self, *, with_head: bool = True) -> int:
         """Of all matrices, for one token; comparing it with other tokens comes on top."""
-        layers = sum(
-            count * tensor.flop_per_token()
-            for tensor, count in self.tensors()
-            if isinstance(tensor, Matrix) and tensor.part != "head"
+        found = [(tensor, count) for tensor, count in self.tensors() if isinstance(tensor, Matrix)]
+        found = [(tensor, count) for tensor, count in found if tensor.name != "head"]
+        if with_head:
+            found.append((self.head, 1))
+        return sum(
+            count * tensor.flop_per_token() for tensor, count in found if with_head or tensor.part != "head"
         )
-        return layers + self.head.flop_per_token() * with_head
 
     def num_parameters_by_part(self) -> dict[str, int]:
         """Part, one of PARTS, to weights."""

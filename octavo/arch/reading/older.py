@@ -182,22 +182,27 @@ def read_mpt(fields: Watched) -> Shape:
         raise given.fail("attn_type", '"multihead_attention" without kv_n_heads')
     if given.flag("qk_ln"):
         raise given.fail("qk_ln", "false")
-    if not fields.flag("no_bias", True):
-        raise fields.fail("no_bias", "true: no MPT model is known to have biases")
+    bias = not fields.flag("no_bias", True)
     if fields.has("ffn_config") or fields.number("embedding_fraction", 1.0, low=0.0) <= 0:
         raise fields.fail("ffn_config", "nothing: MPT models have plain networks")
-    attention = Attention(num_heads=heads, num_kv_heads=heads, head_dim=_width(fields, hidden, heads))
-    ratio = fields.number("expansion_ratio", 4.0, low=0.0, is_open=True)
-    layer = Layer(
-        mixers=(attention,), mlps=(Mlp(width=int(hidden * ratio), gated=False),), norm_elements=2 * hidden
+    attention = Attention(
+        num_heads=heads,
+        num_kv_heads=heads,
+        head_dim=_width(fields, hidden, heads),
+        q_bias=bias,
+        kv_bias=bias,
+        o_bias=bias,
     )
+    ratio = fields.number("expansion_ratio", 4.0, low=0.0, is_open=True)
+    network = Mlp(width=int(hidden * ratio), gated=False, bias=bias, out_bias=bias)
+    layer = Layer(mixers=(attention,), mlps=(network,), norm_elements=2 * (1 + bias) * hidden)
     is_learned = fields.flag("learned_pos_emb", True) and not given.flag("alibi", True)
     return finish(
         fields,
         (layer,) * fields.whole("n_layers", 4096),
         hidden=hidden,
         tied=True,
-        final_norm_elements=hidden,
+        final_norm_elements=(1 + bias) * hidden,
         position_elements=fields.whole("max_seq_len", 1 << 30) * hidden * is_learned,
         max_positions="max_seq_len",
     )

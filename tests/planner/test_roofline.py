@@ -1,0 +1,332 @@
+"""Work of steps against slow sums over every layer and every slice, and seconds against the published rooflines."""
+
+from __future__ import annotations
+
+import random
+import statistics
+from collections.abc import Sequence
+
+import pytest
+
+from octavo.arch import Shape, known
+from octavo.arch.mixers import Attention, LatentAttention
+from octavo.arch.tensors import Matrix
+from octavo.errors import ConfigError
+from octavo.planner import flops
+from octavo.planner.efficiency import ASSUMED, Efficiency, efficiency
+from octavo.planner.flops import Slice
+from octavo.planner.formats import FORMATS
+from octavo.planner.hardware import device
+from octavo.planner.kv_layouts import LAYOUTS
+from octavo.planner.links import link
+from octavo.planner.parallel import Parallel
+from octavo.planner.roofline import (
+    StepCounter,
+    bound,
+    crossover_batch,
+    floor_seconds,
+    ridge,
+    step_seconds,
+    step_work,
+    touched_experts,
+)
+from tests.shared_data import document, rows
+
+RIDGES = {
+    "A100": "a100", "H100": "h100", "H200": "h200", "L40S": "l40s", "MI300X": "mi300x",
+}  # fmt: skip
+
+
+def decodes(batch: int, context: int) -> list[Slice]:
+    """So many sequences whose next token sees `context` positions."""
+    return [(context - 1, 1, 1)] * batch
+
+
+def test_golden_ridges() -> None:
+    want = document("golden/model_arithmetic.json")["roofline"]["ridge_bf16_flop_per_byte"]
+    for name, key in RIDGES.items():
+        assert round(ridge(device(key)), 1) == pytest.approx(want[name], abs=0.11)
+    b200 = (
+        device("b200").rate("bf16") / 8e12
+    )  # the data sheet's rate; the table has AIConfigurator's 7.7 TB/s
+    assert round(b200, 1) == pytest.approx(want["B200_at_8TBps"], abs=0.06)
+
+
+# Crossover batch of linear layers, ridge x bytes of an element / 2.
+CROSSOVERS = {
+    "bf16": {"a100": 153, "h100": 295, "h200": 206, "l40s": 419, "mi300x": 247},
+    "fp8": {"h100": 295, "h200": 206, "l40s": 424, "mi300x": 247},
+    "int4-g128": {"a100": 38, "h100": 74, "h200": 52, "l40s": 105, "mi300x": 62},
+}
+
+
+@pytest.mark.parametrize("form", CROSSOVERS)
+def test_crossover_batches(form: str) -> None:
+    for name, batch in CROSSOVERS[form].items():
+        assert round(crossover_batch(device(name), FORMATS[form])) == batch
+
+
+def test_golden_intensity_of_decoding() -> None:
+    """Llama-2-7B at 1024 positions, of bytes read: it never nears the batch, because keys and values grow with it."""
+    want = document("golden/model_arithmetic.json")["roofline"]["llama2_7b_decode_ctx1024_bf16_intensity"]
+    counter = StepCounter(known.shape("llama-2-7b"))
+    for batch, intensity in want.items():
+        work = counter.work(decodes(int(batch), 1024))
+        assert work.flop / (work.weight_bytes + work.kv_read_bytes) == pytest.approx(intensity, abs=0.006)
+        assert work.intensity <= work.flop / (work.weight_bytes + work.kv_read_bytes)
+
+
+def test_golden_intensity_of_attention() -> None:
+    want = document("golden/model_arithmetic.json")["roofline"]["decode_attention_intensity"]
+    for name, key in (
+        ("llama-2-7b", "MHA_bf16"), ("llama-3-70b", "GQA_8to1_bf16"), ("deepseek-v3", "MLA_absorbed_bf16"),
+    ):  # fmt: skip
+        work = step_work(known.shape(name), decodes(1, 1 << 20))
+        assert work.attention_flop / work.kv_read_bytes == pytest.approx(want[key], abs=0.005)
+
+
+def test_golden_touched_experts() -> None:
+    want = document("golden/model_arithmetic.json")["roofline"]["moe_expected_distinct_experts"]
+    for key, count, share in (("E8_k2", 8, 2 / 8), ("E256_k8", 256, 8 / 256)):
+        for tokens, experts in want[key].items():
+            assert touched_experts(count, share, int(tokens)) == pytest.approx(experts, abs=6e-4)
+
+
+def attention_bytes(shape: Shape, start: int, count: int, element: int) -> int:
+    """Positions read in every layer, one by one."""
+    total = 0
+    for layer in shape.layers:
+        for mixer in layer.attentions:
+            seen = set()
+            for position in range(start, start + count):
+                first = 0
+                if isinstance(mixer, Attention) and mixer.window is not None:
+                    first = max(0, position - mixer.window + 1)
+                elif isinstance(mixer, Attention) and mixer.chunk is not None:
+                    first = position // mixer.chunk * mixer.chunk
+                seen.update(range(first, position + 1))
+            total += len(seen) * mixer.kv_elements_per_token() * element
+    return total
+
+
+SLICES: Sequence[Slice] = ((0, 37, 0), (100, 1, 1), (511, 1, 1), (130, 260, 1), (0, 1, 1))
+
+
+@pytest.mark.parametrize(
+    "name", ["llama-3.2-1b", "gemma-3-1b", "gpt-oss-20b", "llama-4-scout", "falcon-h1-7b"]
+)
+def test_work_is_the_sum_over_layers_and_slices(name: str) -> None:
+    shape = known.shape(name)
+    work = step_work(shape, SLICES)
+    total = flops.forward(shape, list(SLICES))
+    assert work.flop == pytest.approx(total.total - total.parts.get("recurrence", 0), rel=1e-12)
+    pairs = total.parts["scores"] + total.parts["values"]
+    assert work.attention_flop == pytest.approx(pairs, rel=1e-12)
+    states = sum(
+        4 * state.state_elements() + 2 * state.conv_elements()
+        for layer in shape.layers
+        for state in layer.states
+    )
+    read = sum(attention_bytes(shape, start, count, 2) for start, count, _ in SLICES)
+    assert work.kv_read_bytes == read + states * len(SLICES)
+    assert work.kv_write_bytes == 300 * shape.kv_elements_per_token() * 2 + states * len(SLICES)
+    chunks = step_work(shape, [one for one in SLICES if one[1] > 1])
+    assert work.chunk_attention_flop == pytest.approx(chunks.attention_flop)
+    assert work.chunk_kv_read_bytes == chunks.kv_read_bytes
+    assert (work.num_tokens, work.num_seqs, work.num_sampled) == (300, 5, 4)
+
+
+def test_latents_are_compared_the_cheaper_way() -> None:
+    shape = known.shape("deepseek-v3")
+    absorbed = flops.decode(shape, 5000, absorbed=True)
+    assert step_work(shape, decodes(1, 5000)).flop == absorbed.total
+    assert step_work(shape, [(0, 4096, 1)]).flop == flops.prefill(shape, 4096).total
+    assert isinstance(shape.layers[0].mixers[0], LatentAttention)
+
+
+def test_weights_read_are_all_but_the_embedding() -> None:
+    shape = known.shape("llama-3-8b")
+    work = step_work(shape, decodes(1, 10))
+    assert work.weight_bytes == 2 * (shape.num_parameters() - shape.embedding.num_elements())
+    no_logits = step_work(shape, [(0, 10, 0)])
+    assert work.weight_bytes - no_logits.weight_bytes == 2 * shape.head.num_elements()
+    tied = known.shape("qwen3-0.6b")
+    assert step_work(tied, decodes(1, 10)).weight_bytes == 2 * tied.num_parameters()
+
+
+def test_experts_are_read_as_far_as_tokens_reach_them() -> None:
+    shape = known.shape("mixtral-8x7b")
+    counter = StepCounter(shape)
+    others = 2 * (shape.num_parameters() - 32 * 8 * 176160768 - shape.embedding.num_elements())
+    for batch, experts in ((1, 2), (4, 5.46875), (10_000, 8)):
+        want = others + 2 * 32 * experts * 176160768
+        assert counter.work(decodes(batch, 10)).weight_bytes == pytest.approx(want, rel=1e-9)
+    # one token reads the parameters that count as active, embedding aside
+    active = shape.num_active_parameters() - shape.embedding.num_elements()
+    assert counter.work(decodes(1, 10)).weight_bytes == pytest.approx(2 * active, rel=1e-9)
+
+
+def test_ranks_share_the_work() -> None:
+    shape = known.shape("llama-3-70b")
+    alone = step_work(shape, SLICES)
+    shared = step_work(shape, SLICES, parallel=Parallel(tensor=8))
+    norms = 2 * 8192 * (2 * 80 + 1)
+    assert shared.linear_flop == pytest.approx(alone.linear_flop / 8)
+    assert shared.attention_flop == pytest.approx(alone.attention_flop / 8)
+    assert shared.kv_read_bytes == alone.kv_read_bytes / 8
+    assert shared.weight_bytes - norms == pytest.approx((alone.weight_bytes - norms) / 8)
+    # 4,587,520 bytes of each token over 80 layers: 2 all-reduces, 2 x 7/8 of 8192 bfloat16 numbers
+    assert shared.link_bytes == 300 * 4_587_520
+    assert shared.link_operations == 160
+    sixteen = step_work(shape, SLICES, parallel=Parallel(tensor=16))
+    assert sixteen.kv_read_bytes == alone.kv_read_bytes / 8  # 8 key-value heads: each is held twice
+
+
+def test_stages_add_up() -> None:
+    shape, spread = known.shape("mixtral-8x7b"), Parallel(tensor=2, pipeline=3)
+    whole = step_work(shape, SLICES, parallel=spread)
+    stages = [StepCounter(shape, parallel=spread, stage=one).work(SLICES) for one in range(3)]
+    for name in (
+        "linear_flop",
+        "attention_flop",
+        "weight_bytes",
+        "kv_read_bytes",
+        "kv_write_bytes",
+        "link_bytes",
+    ):
+        assert sum(getattr(one, name) for one in stages) == pytest.approx(getattr(whole, name))
+
+
+def test_experts_on_ranks_of_their_own() -> None:
+    """DeepSeek-V3 on 8 ranks that attend for themselves: each holds 32 experts of 256, and all tokens reach them."""
+    shape = known.shape("deepseek-v3")
+    spread = Parallel(data=8, expert=8)
+    mine = step_work(shape, decodes(16, 100), parallel=spread)
+    alone = step_work(shape, decodes(16, 100))
+    assert mine.linear_flop == pytest.approx(alone.linear_flop)
+    assert mine.kv_read_bytes == alone.kv_read_bytes
+    expert = 2 * 44_040_192 * 58
+    touched = 32 * (1 - (1 - 8 / 256) ** 128)
+    few = 256 * (1 - (1 - 8 / 256) ** 16)
+    assert alone.weight_bytes - mine.weight_bytes == pytest.approx((few - touched) * expert)
+    assert mine.link_operations == 2 * 58
+    assert mine.link_bytes == pytest.approx(16 * 58 * 2 * 8 * 7168 * 2 * 7 / 8)
+
+
+def test_formats_and_layouts_change_bytes_alone() -> None:
+    shape = known.shape("llama-3-8b")
+    wide = step_work(shape, SLICES)
+    narrow = step_work(shape, SLICES, weights=FORMATS["fp8"], kv=LAYOUTS["fp8"])
+    assert narrow.flop == wide.flop
+    assert narrow.kv_read_bytes == wide.kv_read_bytes / 2
+    linear = sum(
+        tensor.count * tensor.inputs * tensor.outputs * count
+        for tensor, count in shape.tensors()
+        if isinstance(tensor, Matrix) and tensor.part in ("qkv", "output", "mlp")
+    )
+    scales = 4 * 32 * (4096 + 1024 + 1024 + 4096 + 2 * 14336 + 4096)
+    assert wide.weight_bytes - narrow.weight_bytes == linear - scales
+
+
+def test_seconds_follow_the_form() -> None:
+    """t = c0 + c1 B + ((W / (bw e_b))^3 + (F / (peak e_f))^3)^(1/3) + KV / (bw e_k) + links, by hand."""
+    shape, gpu, bus = known.shape("llama-3-8b"), device("h100"), link("nvlink4")
+    work = step_work(shape, decodes(32, 2000), parallel=Parallel(tensor=2))
+    made = Efficiency(
+        step_s=1e-3,
+        sequence_s=1e-5,
+        weights=0.8,
+        linear=0.7,
+        kv=0.9,
+        attention=1.0,
+        basis="assumed",
+        source="here",
+    )
+    weights = work.weight_bytes / (3.35e12 * 0.8)
+    linear = work.linear_flop / (989e12 * 0.7)
+    kv = work.kv_read_bytes / (3.35e12 * 0.9)
+    attention = work.attention_flop / 989e12
+    want = 1e-3 + 32e-5 + (weights**3 + linear**3) ** (1 / 3) + (kv**3 + attention**3) ** (1 / 3)
+    want += work.kv_write_bytes / (3.35e12 * 0.9)
+    assert step_seconds(work, gpu, made) == pytest.approx(want)
+    want += 64 * bus.latency_s + work.link_bytes / (450e9 * bus.share)
+    assert step_seconds(work, gpu, made, link=bus) == pytest.approx(want)
+
+
+def test_nothing_is_faster_than_light() -> None:
+    chance = random.Random(5)
+    perfect = Efficiency(
+        step_s=0, sequence_s=0, weights=1, linear=1, kv=1, attention=1, basis="assumed", source="here"
+    )
+    for name in ("llama-3-8b", "deepseek-v3", "gpt-oss-20b", "qwen3-next-80b-a3b"):
+        counter = StepCounter(known.shape(name), weights=FORMATS["fp8"])
+        for _ in range(20):
+            slices = [
+                (chance.randrange(5000), chance.choice((1, 1, 1, 17, 900)), 1)
+                for _ in range(chance.randrange(1, 60))
+            ]
+            work = counter.work(slices)
+            for gpu in (device("h100"), device("a100"), device("mi300x")):
+                floor = floor_seconds(work, gpu, precision="fp8")
+                assert floor <= step_seconds(work, gpu, perfect, precision="bf16")
+                assert floor < step_seconds(work, gpu, ASSUMED, precision="fp8")
+
+
+def test_prompts_are_bound_by_arithmetic_and_single_tokens_by_memory() -> None:
+    counter, gpu = StepCounter(known.shape("llama-3-8b")), device("h100")
+    assert bound(counter.work([(0, 4096, 1)]), gpu) == "compute"
+    assert bound(counter.work([(0, 128, 1)]), gpu) == "memory"  # below a few hundred tokens a prompt is, too
+    assert bound(counter.work(decodes(64, 1000)), gpu) == "memory"
+
+
+def median_shares(gpu: str, dtype: str, peak: float, rate: float) -> tuple[float, float]:
+    """Shares of memory rate for at most 128 rows and of the peak from 512 rows on, large matrices only."""
+    element = 2 if dtype == "bfloat16" else 1
+    memory, arithmetic = [], []
+    for row in rows("kernels/hopper_gemm_vllm0.24.csv.gz"):
+        m, n, k = int(row["m"]), int(row["n"]), int(row["k"])
+        if row["gpu"] != gpu or row["gemm_dtype"] != dtype or n < 4096 or k < 4096:
+            continue
+        seconds = float(row["latency_ms"]) / 1e3
+        if m <= 128:
+            memory.append(((n + m) * k * element + 2 * m * n) / seconds / rate)
+        if 512 <= m <= 2048:
+            arithmetic.append(2 * m * n * k / seconds / peak)
+    return statistics.median(memory), statistics.median(arithmetic)
+
+
+@pytest.mark.parametrize("gpu", ["h100", "h200"])
+@pytest.mark.parametrize(("dtype", "precision"), [("bfloat16", "bf16"), ("fp8", "fp8")])
+def test_shares_are_medians_of_the_kernel_tables(gpu: str, dtype: str, precision: str) -> None:
+    one = device(gpu)
+    memory, arithmetic = median_shares(gpu, dtype, one.rate(precision), one.bytes_per_s)
+    held = efficiency(one.name, precision)
+    assert held.weights == pytest.approx(memory, abs=0.03)
+    assert held.linear == pytest.approx(arithmetic, abs=0.03)
+
+
+def test_shares_of_attention_are_medians_of_the_kernel_tables() -> None:
+    for gpu in ("h100", "h200"):
+        one, shares, prompts = device(gpu), [], []
+        for row in rows("kernels/hopper_decode_attention_vllm0.24.csv.gz"):
+            read = 4 * 128 * int(row["batch_size"]) * int(row["step"]) * int(row["num_key_value_heads"])
+            if row["gpu"] == gpu and row["kv_cache_dtype"] == "bfloat16" and read > 5e8:
+                shares.append(read / (float(row["latency_ms"]) / 1e3) / one.bytes_per_s)
+        for row in rows("kernels/hopper_prefill_attention_vllm0.24.csv.gz"):
+            length = int(row["isl"])
+            pairs = int(row["batch_size"]) * length * (length + 1) / 2
+            flop = 4 * 128 * int(row["num_heads"]) * pairs
+            if row["gpu"] == gpu and length == 4096 and flop > 2e11:
+                prompts.append(flop / (float(row["latency_ms"]) / 1e3) / one.rate("bf16"))
+        held = efficiency(one.name, "bf16")
+        assert held.kv == pytest.approx(statistics.median(shares), abs=0.02)
+        assert held.attention == pytest.approx(statistics.median(prompts), abs=0.02)
+
+
+def test_efficiency_is_checked_and_says_its_basis() -> None:
+    assert efficiency("b200-sxm", "fp4") is ASSUMED
+    assert {efficiency(name, "bf16").basis for name in ("h100-sxm", "rtx-pro-6000", "l4")} == {
+        "measured", "fitted", "assumed",
+    }  # fmt: skip
+    with pytest.raises(ConfigError, match="above 0 and at most 1"):
+        Efficiency(step_s=0, sequence_s=0, weights=1.5, linear=1, kv=1, attention=1, basis="", source="")
