@@ -238,6 +238,36 @@ class PrefixCache:
         self.node_of[block] = node
         self.ghosts.pop(node.key, None)
 
+    def install(self, tokens: tuple[int, ...], namespace: bytes = b"") -> int:
+        """Count the full blocks of `tokens` as cached, their contents having come from elsewhere. Returns how many are.
+
+        Fewer where memory is short. They are free to be evicted, as any that nobody runs on.
+        """
+        if not self.enabled:
+            return 0
+        lineage, keys, held = self.lineage(namespace), list[bytes](), list[int]()
+        self.extend_keys(lineage, tokens, keys, len(tokens) // self._block_tokens)
+        node = self.tree.open_root(lineage.realm(0))
+        for index, key in enumerate(keys):
+            block_tokens = tokens[index * self._block_tokens : (index + 1) * self._block_tokens]
+            child = self.tree.child(node, key, block_tokens) or self.tree.add(node, key, block_tokens, None)
+            if child is None:
+                break
+            if child.payload is None:
+                taken = self.pool.take(1)
+                if taken is None:
+                    self.tree.prune(child)
+                    break
+                self._attach(child, taken[0])
+                held += taken
+            else:
+                self.pool.share(child.payload)
+                held.append(child.payload)
+            node = child
+        self.tree.prune(node)
+        self.pool.give_back_all(held)
+        return len(held)
+
     def _take_over(self, node: Node[int], block: int) -> None:
         """Let `block` replace the node's own block if only cached continuations refer to that one."""
         old = node.payload

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import enum
 import math
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -35,6 +35,7 @@ class Phase(enum.Enum):
 
     IDLE = "idle"
     BEGIN = "begin"
+    GONE = "gone"
     END = "end"
     SKIP = "skip"
     WAIT = "wait"
@@ -63,13 +64,20 @@ class Submit:
 
 
 @dataclass(frozen=True, slots=True)
+class Land:
+    """Go on with this request: the keys and values of its prompt have arrived from where that was computed."""
+
+    served: Served
+
+
+@dataclass(frozen=True, slots=True)
 class Cancel:
     """End this request; its client has left."""
 
     served: Served
 
 
-Command = Submit | Cancel
+Command = Submit | Land | Cancel
 
 
 @lru_cache(maxsize=65536)
@@ -78,20 +86,18 @@ def params_of(max_tokens: int) -> SamplingParams:
     return SamplingParams(max_tokens=max_tokens, temperature=0.0, ignore_eos=True)
 
 
-def request_of(served: Served, max_tokens: int | None = None, *, is_shared: bool = True) -> Request:
+def request_of(served: Served, max_tokens: int, *, is_shared: bool) -> Request:
     """A job as the scheduler sees it, with what it has begun elsewhere.
 
+    max_tokens  of output, those begun counted
     is_shared  its tokens may be those of others; otherwise any tokens will do
     """
     job = served.job
-    begun: tuple[Begun, ...] = ()
-    if served.num_tokens:
-        first = job.output[0]
-        begun = (Begun(0, tuple(range(first, first + served.num_tokens))),)
+    begun = (Begun(0, served.output_tokens()),) if served.num_tokens else ()
     return Request(
         request_id=served.request_id,
         prompt=served.tokens() if is_shared else served.any_tokens(),
-        params=params_of(max_tokens or job.num_output_tokens),
+        params=params_of(max_tokens),
         priority=job.priority,
         client=job.client,
         begun=begun,
@@ -140,6 +146,7 @@ class Replica(TurnTaker[None]):
     """A scheduler, its device's timing, and what is on its way.
 
     on_first, on_end  told of a request's first token, and of its end
+    on_move           set where only prompts are computed: a request goes on elsewhere after its first token here
     is_exact          every step is played
     is_blind          the scheduler's cache is off only because nothing would be found
     due_ns            when `fire` is to be called next; None while there is nothing to do
@@ -154,6 +161,7 @@ class Replica(TurnTaker[None]):
         on_first: Callable[[Served], None],
         on_end: Callable[[Served], None],
         is_exact: bool = False,
+        on_move: Callable[[Served], None] | None = None,
         is_blind: bool = False,
     ) -> None:
         super().__init__(scheduler.limits.max_num_batched_tokens)
@@ -162,6 +170,8 @@ class Replica(TurnTaker[None]):
         self.timing = timing
         self._is_exact = is_exact
         self._is_blind = is_blind
+        self._on_move = on_move
+        self._landing: list[Served] = []
         self._skipping: Skipping | None = None
         self.tally = Tally(replica=number, num_kv_blocks=scheduler.limits.num_blocks - 1)
         self.inbox: list[Command] = []
@@ -185,6 +195,19 @@ class Replica(TurnTaker[None]):
         elif self._skipping is not None:
             self.due_ns = self._skipping.cut(now_ns)
 
+    def kill(self, now_ns: int) -> list[Served]:
+        """It is gone, and all it holds; what it had told by now is known. Returns the requests that it had."""
+        skipping = self._skipping
+        if skipping is not None:
+            del skipping.ends_ns[bisect_right(skipping.ends_ns, now_ns) :]
+            if skipping.ends_ns:
+                self._skip(skipping)
+        left = [command.served for command in self.inbox if not isinstance(command, Cancel)]
+        lost = [*self.live.values(), *self._landing, *(one for one in left if one.reason is None)]
+        self.phase, self.due_ns, self._skipping = Phase.GONE, None, None
+        self.live, self.inbox, self._landing, self._by_seq = {}, [], [], {}
+        return lost
+
     def fire(self, now_ns: int) -> None:
         """Do what is due now."""
         self.now_ns = now_ns
@@ -197,7 +220,8 @@ class Replica(TurnTaker[None]):
         self._begin()
 
     def _begin(self) -> None:
-        self._skipping = None if self._is_exact or self.awaited is None else self._measure(self.awaited)
+        can_skip = self.awaited is not None and not self._is_exact and not self._landing
+        self._skipping = self._measure(self.awaited) if can_skip and self.awaited is not None else None
         if self._skipping is not None:
             self.phase, self.due_ns = Phase.SKIP, self._skipping.ends_ns[-1]
             return
@@ -269,11 +293,37 @@ class Replica(TurnTaker[None]):
         now_s = self.now_ns / NS_PER_S
         for command in commands:
             served = command.served
-            if isinstance(command, Cancel):
-                if served.request_id in self.live:
-                    self._tell(self.scheduler.cancel(served.request_id, now_s))
-            else:
+            if isinstance(command, Land):
+                self._landing.append(served)
+            elif isinstance(command, Submit):
                 self._submit(served, now_s)
+            elif served.request_id in self.live:
+                self._tell(self.scheduler.cancel(served.request_id, now_s))
+            elif served in self._landing:
+                self._landing.remove(served)
+                served.end("cancelled", self.now_ns)
+                self._on_end(served)
+        while self._landing and self._has_room(self._landing[0]):
+            self._land(self._landing.pop(0), now_s)
+
+    def _has_room(self, served: Served) -> bool:
+        """A seat, and blocks for what it has and one token more; those who came before it come first."""
+        scheduler = self.scheduler
+        assert isinstance(scheduler, Scheduler)
+        limits = scheduler.limits
+        needed = -(-(served.num_prompt_tokens + served.num_tokens + 1) // limits.block_tokens)
+        has_seat = scheduler.roster.num_seats < limits.max_num_seqs and not scheduler.num_waiting
+        return scheduler.idle or (has_seat and needed <= scheduler.cache.pool.num_available)
+
+    def _land(self, served: Served, now_s: float) -> None:
+        """What was computed is cached here, and it is submitted; the rest of a last block is computed again.
+
+        Its latest token has been drawn, and not computed.
+        """
+        scheduler = self.scheduler
+        assert isinstance(scheduler, Scheduler)
+        scheduler.cache.install((*served.tokens(), *served.output_tokens()[:-1]))
+        self._submit(served, now_s)
 
     def _submit(self, served: Served, now_s: float) -> None:
         try:
@@ -286,7 +336,10 @@ class Replica(TurnTaker[None]):
         self.live[served.request_id] = served
 
     def _request(self, served: Served) -> Request:
-        return request_of(served, is_shared=self.scheduler.limits.enable_prefix_caching)
+        max_tokens = served.job.num_output_tokens
+        if self._on_move is not None:
+            max_tokens = min(served.num_tokens + 1, max_tokens)
+        return request_of(served, max_tokens, is_shared=self.scheduler.limits.enable_prefix_caching)
 
     def _planned(self) -> Step | None:
         step = self.scheduler.plan(self.now_ns / NS_PER_S)
@@ -340,6 +393,9 @@ class Replica(TurnTaker[None]):
             elif isinstance(event, Finished):
                 del live[event.request_id]
                 self._by_seq.pop(event.seq_id, None)
+                if self._on_move is not None and not served.is_complete and event.reason == "length":
+                    self._on_move(served)
+                    continue
                 served.end(event.reason, now_ns)
                 self._on_end(served)
             elif isinstance(event, Preempted):
@@ -349,9 +405,10 @@ class Replica(TurnTaker[None]):
 
     def _on_token(self, served: Served, now_ns: int) -> None:
         served.num_tokens += 1
+        if served.is_pending:
+            self._on_first(served)
         if served.first_ns is None:
             served.first_ns = served.last_ns = now_ns
-            self._on_first(served)
             return
         gap_ns = now_ns - served.last_ns
         served.last_ns = now_ns

@@ -58,6 +58,16 @@ class Served:
             self._tokens = self.job.tokens()
         return self._tokens
 
+    def output_tokens(self) -> tuple[int, ...]:
+        """What it has drawn so far."""
+        first = self.job.output[0]
+        return tuple(range(first, first + self.num_tokens))
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all of its output is drawn."""
+        return self.num_tokens >= self.job.num_output_tokens
+
     def any_tokens(self) -> tuple[int, ...]:
         """As many token ids as the prompt has, for whoever only counts them."""
         count = self.num_prompt_tokens
