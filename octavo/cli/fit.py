@@ -110,12 +110,12 @@ def _print(told: Report) -> None:
     print(
         f"{fitted.form.formula}\n{len(fitted.runs)} runs{dropped}; root mean square of log residuals {fitted.rms:.4f}\n"
     )
-    _print_figures("constant", told.constants, told.choices.level, "{:.5g}")
+    print_figures("constant", told.constants, told.choices.level, "{:.5g}")
     for name, (low, high) in told.profiles.items():
         print(f"{name} by its profile: {low:.4g} to {high:.4g}")
     if told.advice:
         print(f"\nfor {told.choices.flop:.4g} FLOPs:")
-        _print_figures("", told.advice, told.choices.level)
+        print_figures("", told.advice, told.choices.level)
     print()
     _print_runs(told)
     _print_others(told)
@@ -123,7 +123,9 @@ def _print(told: Report) -> None:
         print(f"warning: {warning}")
 
 
-def _print_figures(title: str, figures: dict[str, Figure], level: float, form: str | None = None) -> None:
+def print_figures(title: str, figures: dict[str, Figure], level: float, form: str | None = None) -> None:
+    """A table of values with their errors and the ends of their intervals."""
+
     def text(value: float | None) -> str:
         if value is None:
             return "-"

@@ -18,7 +18,7 @@ def as_json(told: Report) -> dict[str, Any]:
     rows = fitted.runs.row_numbers
     return {
         "law": {"name": fitted.form.name, "formula": fitted.form.formula},
-        "constants": {name: _figure(figure) for name, figure in told.constants.items()},
+        "constants": {name: figure_json(figure) for name, figure in told.constants.items()},
         "fit": {
             "num_runs": len(fitted.runs),
             "num_dropped": told.dropped,
@@ -51,12 +51,12 @@ def as_json(told: Report) -> dict[str, Any]:
         "envelope": _trend(told.envelope if isinstance(told.envelope, str) else told.envelope.trend),
         "advice": None
         if told.choices.flop is None
-        else {"flop": told.choices.flop} | {name: _figure(one) for name, one in told.advice.items()},
+        else {"flop": told.choices.flop} | {name: figure_json(one) for name, one in told.advice.items()},
         "warnings": told.warnings,
     }
 
 
-def _figure(figure: Figure) -> dict[str, float | None]:
+def figure_json(figure: Figure) -> dict[str, float | None]:
     return {
         "value": figure.value,
         "standard_error": figure.error,

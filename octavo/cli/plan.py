@@ -7,6 +7,8 @@ import importlib
 
 PLANS = {
     "memory": "bytes for weights, KV cache and workspace",
+    "train": "time and money to train, and how well the compute is split",
+    "design": "from compute to parameters, tokens and a shape, with or without serving",
 }
 """Kind of plan -> what it answers; `octavo.cli.plans` has a module of that name, dashes read as underscores."""
 

@@ -51,12 +51,12 @@ def look_ahead(config: EngineConfig) -> tuple[Arch, Resolved]:
     device = "cpu" if config.runtime.device == "auto" else config.runtime.device
     if device != "cpu" and config.kv.memory_limit is None:
         raise ConfigError(f"--device {device} needs --memory-limit here: a plan does not ask the device")
-    arch = Arch.from_file(_config_file(config.model.model))
+    arch = Arch.from_file(config_file(config.model.model))
     machine = read_machine()
     return arch, resolve(config, arch, machine, device=device, free_bytes=machine.available_bytes)
 
 
-def _config_file(model: str) -> Path:
+def config_file(model: str) -> Path:
     """The model's config.json, fetching nothing but that. Raises LoadError."""
     from octavo import bundled
     from octavo.engine.locate import HUB_ID, locate
