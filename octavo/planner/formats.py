@@ -24,6 +24,7 @@ class WeightFormat:
     scale_bytes    of each scale, 0 for none
     zero_bits      of a zero point beside each scale
     matrix_bytes   once per matrix, such as a second scale over all
+    multiple       inputs are padded to a multiple of this, as a kernel's layout asks
     compute        precision of the products on hardware that has it, a key of `Device.flop_per_s`
     parts          whose matrices it applies to
     source         whose layout this is
@@ -35,6 +36,7 @@ class WeightFormat:
     scale_bytes: int = 0
     zero_bits: int = 0
     matrix_bytes: int = 0
+    multiple: int = 1
     compute: str = "bf16"
     parts: frozenset[str] = LINEAR_PARTS
     source: str = ""
@@ -47,6 +49,7 @@ class WeightFormat:
 
     def bytes_of(self, inputs: int, outputs: int) -> float:
         """One matrix without its bias. Zero points are packed, so that some formats come to half bytes."""
+        inputs = -(-inputs // self.multiple) * self.multiple
         scales = self.scales(inputs, outputs)
         return (
             inputs * outputs * self.bits / 8
@@ -122,6 +125,16 @@ _FORMATS = (
         compute="fp4",
         parts=EXPERT_PARTS,
         source="OCP Microscaling Formats 1.0: an E8M0 scale for each 32 elements; experts only, as gpt-oss has it",
+    ),
+    WeightFormat(
+        name="mxfp4-hopper",
+        bits=4,
+        block=(32, 1),
+        scale_bytes=1,
+        multiple=256,
+        compute="bf16",
+        parts=EXPERT_PARTS,
+        source="mxfp4 as it lies in memory on H100: padding inferred from what vLLM printed for gpt-oss-20b and 120b",
     ),
 )
 
