@@ -24,6 +24,7 @@ COMMANDS = {
     "eval": "quality of a model on a task",
     "plan": "arithmetic before anything is loaded or bought: memory",
     "fit": "scaling laws from your own runs, with intervals and charts",
+    "explain": "what happened in a recording, and why",
     "simulate": "rehearse a deployment under a virtual clock",
     "models": "models that are here",
     "doctor": "what this machine has, what was chosen and why, with fixes",
