@@ -126,13 +126,15 @@ def _print(told: Report) -> None:
 def print_figures(title: str, figures: dict[str, Figure], level: float, form: str | None = None) -> None:
     """A table of values with their errors and the ends of their intervals."""
 
-    def text(value: float | None) -> str:
+    def text(name: str, value: float | None) -> str:
         if value is None:
             return "-"
-        return short(value) if form is None else form.format(value)
+        if form is not None:
+            return form.format(value)
+        return f"{value:.4f}" if name == "loss" else short(value)
 
     rows = [
-        (name, text(one.value), text(one.error), text(one.low), text(one.high))
+        (name, *(text(name, value) for value in (one.value, one.error, one.low, one.high)))
         for name, one in figures.items()
     ]
     columns = [title, "value", "std. error", f"{(1 - level) / 2:.1%}", f"{(1 + level) / 2:.1%}"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from octavo.cli import output
@@ -13,6 +13,7 @@ from octavo.cli.plans import training_flags
 from octavo.planner.design import Ranked
 from octavo.planner.fit_report import Report
 from octavo.planner.laws import Optimum, ParametricLaw
+from octavo.planner.published import rates
 from octavo.planner.served import Life
 from octavo.planner.train_cost import Fleet, TrainCost
 
@@ -119,6 +120,9 @@ def _print_designs(plan: Plan) -> None:
         f"\nthe first one takes {plan.designs[0].training_flop:.4g} FLOPs, counted exactly: {share:.3f} x 6 N D"
     )
     print(training_flags.describe(plan.bill, plan.fleet))
+    guess = rates(plan.designs[0].training_flop)
+    batch, rate = short(guess.batch_tokens), f"{guess.learning_rate:.2g}"
+    print(f"a first guess: batches of {batch} tokens, AdamW at {rate} (DeepSeek LLM)")
 
 
 def as_json(plan: Plan) -> dict[str, Any]:
@@ -143,6 +147,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
             "best_of_whole_budget": _life_json(plan.whole_budget),
         },
         "designs": [_design_json(one) for one in plan.designs],
+        "first_guess": asdict(rates(plan.designs[0].training_flop)),
         "fleet": training_flags.fleet_json(plan.fleet),
         "bill": training_flags.bill_json(plan.bill),
         "warnings": plan.warnings,
