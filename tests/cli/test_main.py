@@ -49,7 +49,7 @@ def test_every_command_has_help_and_names_the_variables(name, capsys):
     assert left.value.code == 0
     text = capsys.readouterr().out
     assert text.startswith(f"usage: octavo {name}")
-    if name not in ("models", "keys", "plan", "simulate", "fit"):
+    if name not in ("models", "keys", "plan", "simulate", "fit", "explain"):
         assert "OCTAVO_NUM_THREADS" in text
 
 

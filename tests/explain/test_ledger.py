@@ -47,25 +47,27 @@ async def loaded(server: Served, num_requests: int, concurrency: int, seed: int)
         for _ in range(num_requests)
     ]
     walls: dict[str, float] = {}
+    url = httpx.URL(server.url)
 
     async def client() -> None:
-        async with httpx.AsyncClient(base_url=server.url, timeout=120) as http:
-            await http.get("/health")
-            while jobs:
-                prompt, max_tokens = jobs.pop()
-                body = {
-                    "prompt": prompt,
-                    "max_tokens": max_tokens,
-                    "temperature": 0,
-                    "ignore_eos": True,
-                    "stream": True,
-                }
-                begin_s = time.monotonic()
-                async with http.stream("POST", "/v1/completions", json=body) as answer:
-                    assert answer.status_code == 200
-                    async for _ in answer.aiter_raw():
-                        pass
-                walls[answer.headers["x-request-id"]] = time.monotonic() - begin_s
+        while jobs:
+            prompt, max_tokens = jobs.pop()
+            body = json.dumps(
+                {"prompt": prompt, "max_tokens": max_tokens, "ignore_eos": True, "stream": True}
+            ).encode()
+            head = (
+                f"POST /v1/completions HTTP/1.1\r\nhost: {url.host}\r\ncontent-type: application/json\r\n"
+                f"connection: close\r\ncontent-length: {len(body)}\r\n\r\n"
+            )
+            reader, writer = await asyncio.open_connection(url.host, url.port)
+            begin_s = time.monotonic()
+            writer.write(head.encode() + body)
+            answer = await reader.read()
+            wall_s = time.monotonic() - begin_s
+            writer.close()
+            assert b"data: [DONE]" in answer
+            request_id = answer.partition(b"x-request-id: ")[2].partition(b"\r\n")[0]
+            walls[request_id.decode()] = wall_s
 
     await asyncio.gather(*(client() for _ in range(concurrency)))
     return walls
@@ -84,14 +86,14 @@ def busy(tmp_path_factory: pytest.TempPathFactory) -> tuple[Story, dict[str, flo
     return under_load(tmp_path_factory.mktemp("data"), 80, 20)
 
 
-def misses(story: Story, walls: dict[str, float]) -> list[float]:
-    """How far the sum of each ledger is from what its client measured, as a share."""
+def shares(story: Story, walls: dict[str, float]) -> list[float]:
+    """The sum of each ledger's lines, as a share of what its client measured."""
     found = []
     for _, life, ledger in story.ended():
         total_s = sum(line.seconds for line in ledger.lines)
         assert total_s == pytest.approx(ledger.wall_s, abs=1e-9)
-        found.append(abs(total_s / walls[story.served[life.request_id].request_id] - 1))
-    return sorted(found)
+        found.append(total_s / walls[story.served[life.request_id].request_id])
+    return found
 
 
 def test_lines_follow_one_another_without_a_gap(busy):
@@ -108,22 +110,22 @@ def test_lines_follow_one_another_without_a_gap(busy):
     assert count == len(walls) == 80
 
 
-def test_they_are_what_clients_measured(busy):
+def test_they_are_no_more_than_clients_measured(busy):
     """A client's own time, before its bytes are sent and after ours have come, is no part of a ledger."""
     story, walls, _ = busy
-    found = misses(story, walls)
-    assert found[len(found) // 2] < 0.01, found
+    assert max(shares(story, walls)) < 1.01
 
 
 @pytest.mark.slow
-def test_a_thousand_ledgers_under_load(tmp_path):
+def test_a_thousand_ledgers_under_load_are_what_clients_measured(tmp_path):
     story, walls, _ = under_load(tmp_path, 1000, 24)
-    found = misses(story, walls)
+    found = shares(story, walls)
+    missed = sorted(abs(share - 1) for share in found)
     print(
-        f"within 1 %: {sum(one < 0.01 for one in found)} of {len(found)}; p50 {found[500]:.2%}, p99 {found[990]:.2%}"
+        f"{sum(one < 0.01 for one in missed)} of {len(missed)} within 1 %; p50 {missed[500]:.3%}, p99 {missed[989]:.3%}"
     )
     assert len(found) == 1000
-    assert found[len(found) // 2] < 0.01
+    assert missed[500] < 0.01
 
 
 def test_waiting_is_put_down_to_what_kept_it(busy):

@@ -103,6 +103,7 @@ DATES = {
         "server/files.py",
         "server/writer.py",
         "server/batch_life.py",
+        "server/recordings.py",
     ),
     *("server/batch_runner.py", "server/front.py", "server/gate.py", "server/run.py", "server/usage.py"),
     *(
