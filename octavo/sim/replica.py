@@ -168,6 +168,7 @@ class Replica(TurnTaker[None]):
         self.number = number
         self.scheduler = scheduler
         self.timing = timing
+        self._needs_slices = timing.model.needs_slices
         self._is_exact = is_exact
         self._is_blind = is_blind
         self._on_move = on_move
@@ -247,7 +248,7 @@ class Replica(TurnTaker[None]):
         if stretch is None:
             return None
         count = min(stretch.num_turns, MAX_TURNS)
-        durations = stretch_ns(self.timing.model, work_of(awaited), count)
+        durations = stretch_ns(self.timing.model, work_of(awaited, with_slices=self._needs_slices), count)
         turn_ns = self._turn_ns
         if turn_ns:
             ends = list(accumulate((one + turn_ns for one in durations), initial=self._ends_ns))
@@ -360,7 +361,7 @@ class Replica(TurnTaker[None]):
         return step
 
     def _launch(self, step: Step) -> None:
-        work = work_of(step)
+        work = work_of(step, with_slices=self._needs_slices)
         duration_ns = step_ns(self.timing.model, work)
         gap_ns = self._turn_ns + (self._plan_ns if self._planned_ns == self.now_ns else 0)
         self._ends_ns = self.now_ns + gap_ns + duration_ns

@@ -29,6 +29,8 @@ class Work:
     chunk_pairs     (query, key) pairs of causal attention within and before chunks
     chunk_context   tokens that lie in the cache after each chunk, added up
     num_sampled     rows of logits
+    chunks          (tokens before, tokens, rows) of each longer slice
+    slices          the same of every slice, where the model asks for it by `needs_slices`
     """
 
     num_decodes: int = 0
@@ -38,6 +40,8 @@ class Work:
     chunk_pairs: int = 0
     chunk_context: int = 0
     num_sampled: int = 0
+    chunks: tuple[tuple[int, int, int], ...] = ()
+    slices: tuple[tuple[int, int, int], ...] = ()
 
     @property
     def num_seqs(self) -> int:
@@ -48,9 +52,10 @@ class Work:
         return self.num_decodes + self.chunk_tokens
 
 
-def work_of(step: Step) -> Work:
+def work_of(step: Step, *, with_slices: bool = False) -> Work:
     """The sums of a planned step."""
-    decodes = context = chunks = tokens = pairs = chunk_context = sampled = 0
+    decodes = context = tokens = pairs = chunk_context = sampled = 0
+    chunks: list[tuple[int, int, int]] = []
     for piece in step.slices:
         count, start = piece.num_tokens, piece.start
         sampled += piece.samples
@@ -58,23 +63,33 @@ def work_of(step: Step) -> Work:
             decodes += 1
             context += start + 1
         else:
-            chunks += 1
+            chunks.append((start, count, piece.samples))
             tokens += count
             pairs += count * start + count * (count + 1) // 2
             chunk_context += start + count
     return Work(
         num_decodes=decodes,
         decode_context=context,
-        num_chunks=chunks,
+        num_chunks=len(chunks),
         chunk_tokens=tokens,
         chunk_pairs=pairs,
         chunk_context=chunk_context,
         num_sampled=sampled,
+        chunks=tuple(chunks),
+        slices=tuple([(one.start, one.num_tokens, one.samples) for one in step.slices])
+        if with_slices
+        else (),
     )
 
 
 class TimeModel(Protocol):
-    """Seconds of a step on one device, launch to result."""
+    """Seconds of a step on one device, launch to result.
+
+    needs_slices  `Work.slices` must be there
+    """
+
+    @property
+    def needs_slices(self) -> bool: ...
 
     def seconds(self, work: Work) -> float: ...
 
@@ -87,6 +102,10 @@ class Affine(ABC):
 
     __slots__ = ()
     context_s: float
+
+    @property
+    def needs_slices(self) -> bool:
+        return False
 
     @abstractmethod
     def base_s(self, work: Work) -> float:
@@ -109,7 +128,11 @@ def stretch_ns(model: TimeModel, work: Work, num_steps: int) -> list[int]:
     if isinstance(model, Affine):
         base_s, context_s = model.base_s(work), model.context_s
         return [int((base_s + context_s * context) * NS_PER_S + 0.5) or 1 for context in contexts]
-    return [step_ns(model, replace(work, decode_context=context)) for context in contexts]
+    found = []
+    for place, context in enumerate(contexts, start=1):
+        slices = tuple([(start + place, tokens, rows) for start, tokens, rows in work.slices])
+        found.append(step_ns(model, replace(work, decode_context=context, slices=slices)))
+    return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

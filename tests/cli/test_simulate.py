@@ -98,10 +98,47 @@ def test_a_trace_and_a_baseline(timing: str, tmp_path: Path, capsys: pytest.Capt
     assert figures(capsys, *words, "--speed", "2")["duration_s"] < ours["duration_s"]
 
 
+def test_a_model_on_a_device_with_all_that_may_happen(capsys: pytest.CaptureFixture[str]) -> None:
+    words = (
+        "llama-3.1-8b",
+        "--device",
+        "h100-sxm",
+        "--max-model-len",
+        "8192",
+        "--rate",
+        "4",
+        "--requests",
+        "40",
+    )
+    found = figures(capsys, *words)
+    assert found["requests"]["answered"] == 40
+    assert 400_000 < found["limits"]["num_blocks"] * 16 < 500_000
+    assert found["cost"]["usd_per_replica_hour"] == 4.5
+    failing = figures(capsys, *words, "--replicas", "2", "--fail", "4s:0:3s", "--front", "20ms")
+    assert failing["requests"]["answered"] == 40
+    assert len(failing["replicas"]) == 3
+    assert failing["ttft_s"]["p50"] > found["ttft_s"]["p50"] + 0.019
+    apart = figures(capsys, *words, "--decode-replicas", "1", "--transfer", "10GB:2ms")
+    assert [one["requests"] for one in apart["replicas"]] == [0, 40]
+    scaled = figures(capsys, *words, "--autoscale", "1-3:1:2s")
+    assert len(scaled["replicas"]) > 1
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ((), "--timing FILE.json says what a step takes"),
+        ((), "or --timing FILE.json, says what a step takes"),
+        (("llama-3.1-8b",), "--device NAME is missing"),
+        (("llama-3.1-8b", "--device", "h1000"), "device 'h1000' is not known; near it are"),
+        (
+            ("--timing", "TIMING", *MEMORY, "--rate", "1", "--fail", "9"),
+            "--fail should look like 60s:0, got '9'",
+        ),
+        (
+            ("--timing", "TIMING", *MEMORY, "--rate", "1", "--autoscale", "9"),
+            "--autoscale should look like 1-8:4:60s",
+        ),
+        (("--timing", "TIMING", *MEMORY, "--rate", "1", "--decode-replicas", "2"), "--kv-bytes says what"),
         (("--timing", "nowhere.json"), "cannot read the timing file nowhere.json"),
         (("--timing", "TIMING"), "--num-kv-blocks and --max-model-len"),
         (("--timing", "TIMING", *MEMORY), "say what comes"),

@@ -25,10 +25,16 @@ MIX = Mix(prompt=Lognormal(200, 1.0, 1500), output=Uniform(2, 120))
 
 
 class Squared:
-    """A model that is not affine in the context."""
+    """A model that is not affine in the context, and looks at slices."""
+
+    needs_slices = True
 
     def seconds(self, work: Work) -> float:
-        return 0.003 + 1e-5 * work.num_tokens + 1e-12 * work.decode_context**2
+        return (
+            0.003
+            + 1e-5 * work.num_tokens
+            + 1e-12 * sum((start + count) ** 2 for start, count, _ in work.slices)
+        )
 
 
 def timing(model: TimeModel = LINEAR, **host: float) -> Timing:
