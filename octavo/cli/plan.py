@@ -6,7 +6,10 @@ import argparse
 import importlib
 
 PLANS = {
-    "memory": "bytes for weights, KV cache and workspace",
+    "memory": "bytes for weights, KV cache and workspace; of any shape, on any device, in training",
+    "flops": "arithmetic of a prompt, a token and training, by part, and the device's roofline",
+    "comm": "bytes and seconds on links for every way to spread a model",
+    "block": "a layer operation by operation: shapes, FLOPs, bytes, what bounds each",
     "train": "time and money to train, and how well the compute is split",
     "design": "from compute to parameters, tokens and a shape, with or without serving",
 }

@@ -179,3 +179,13 @@ def untouched(tensors: Iterable[tuple[Tensor, int]], form: WeightFormat) -> dict
         if not form.applies_to(tensor):
             found[tensor.part] = found.get(tensor.part, 0) + count * tensor.num_elements()
     return found
+
+
+def useful_formats(tensors: Iterable[tuple[Tensor, int]]) -> dict[str, WeightFormat]:
+    """Formats that change something here: those for experts only where there are experts."""
+    held = [tensor for tensor, _ in tensors]
+    return {
+        name: form
+        for name, form in FORMATS.items()
+        if form.bits >= 16 or any(form.applies_to(tensor) for tensor in held)
+    }

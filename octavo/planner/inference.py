@@ -13,7 +13,6 @@ from octavo.arch.mlps import Experts
 from octavo.arch.shape import Shape
 from octavo.errors import ConfigError
 from octavo.planner.formats import WeightFormat, rest_bytes, weight_bytes
-from octavo.planner.hardware import Device
 from octavo.planner.kv_layouts import KvCost, KvLayout, kv_cost
 from octavo.planner.parallel import ALONE, Parallel, rank_tensors
 from octavo.units import GIB, format_bytes
@@ -144,24 +143,28 @@ def activation_bytes(
 
 def plan_inference(
     shape: Shape,
-    device: Device,
+    memory_bytes: int,
     form: WeightFormat,
     layout: KvLayout,
     *,
     parallel: Parallel = ALONE,
     serving: Serving | None = None,
 ) -> InferenceMemory:
-    """The rank with least room for keys and values. Raises ConfigError where the spread does not divide the model."""
+    """The rank with least room for keys and values, on devices of so much memory (`Device.limit_bytes`).
+
+    Raises ConfigError where the spread does not divide the model.
+    """
     serving = Serving() if serving is None else serving
+    limit = int(serving.utilization * memory_bytes)
     stages = [
-        _stage(shape, device, form, layout, parallel, serving, stage) for stage in range(parallel.pipeline)
+        _stage(shape, limit, form, layout, parallel, serving, stage) for stage in range(parallel.pipeline)
     ]
     return min(stages, key=lambda one: one.pool_bytes / max(1, one.kv.token_bytes + one.kv.state_bytes))
 
 
 def _stage(
     shape: Shape,
-    device: Device,
+    limit_bytes: int,
     form: WeightFormat,
     layout: KvLayout,
     parallel: Parallel,
@@ -176,7 +179,7 @@ def _stage(
         libraries = GROUP_BYTES if parallel.tensor * parallel.data > 1 else LIBRARY_BYTES
     return InferenceMemory(
         stage=stage,
-        limit_bytes=int(serving.utilization * device.limit_bytes),
+        limit_bytes=limit_bytes,
         weight_bytes=rank_weight_bytes(shape, form, parallel, stage),
         table_bytes=table_bytes(shape, rest_bytes(form)),
         activation_bytes=activations,

@@ -77,7 +77,12 @@ class ReadOut:
         )
         layout = LAYOUTS[self.kv_dtype]
         return plan_inference(
-            self.shape, device("h100"), FORMATS[self.weights], layout, parallel=self.parallel, serving=serving
+            self.shape,
+            device("h100").limit_bytes,
+            FORMATS[self.weights],
+            layout,
+            parallel=self.parallel,
+            serving=serving,
         )
 
 
@@ -215,7 +220,9 @@ def test_activations_are_near_what_vllm_printed() -> None:
 
 def test_the_stage_with_least_room_is_planned() -> None:
     shape, spread = known.shape("llama-3.1-8b"), Parallel(pipeline=4)
-    plan = plan_inference(shape, device("h100"), FORMATS["bf16"], LAYOUTS["bf16"], parallel=spread)
+    plan = plan_inference(
+        shape, device("h100").limit_bytes, FORMATS["bf16"], LAYOUTS["bf16"], parallel=spread
+    )
     assert plan.stage == 3  # embedding and head weigh the same, but the head has logits
     assert plan.kv.token_bytes == 131_072 / 4
     assert sum(num_bytes for _, num_bytes, _ in plan.rows()) == plan.limit_bytes
@@ -223,10 +230,14 @@ def test_the_stage_with_least_room_is_planned() -> None:
 
 
 def test_what_does_not_fit_has_no_room() -> None:
-    plan = plan_inference(known.shape("llama-3-70b"), device("l4"), FORMATS["bf16"], LAYOUTS["bf16"])
+    plan = plan_inference(
+        known.shape("llama-3-70b"), device("l4").limit_bytes, FORMATS["bf16"], LAYOUTS["bf16"]
+    )
     assert plan.pool_bytes < 0
     assert plan.pool_tokens == plan.num_sequences(100) == 0
-    mamba = plan_inference(known.shape("mamba-2.8b"), device("l4"), FORMATS["bf16"], LAYOUTS["bf16"])
+    mamba = plan_inference(
+        known.shape("mamba-2.8b"), device("l4").limit_bytes, FORMATS["bf16"], LAYOUTS["bf16"]
+    )
     assert mamba.pool_tokens == 0
     assert mamba.num_sequences(100) == mamba.num_sequences(10**6) > 100
 

@@ -1,18 +1,25 @@
-"""Bytes a model needs, before it is loaded.
+"""Bytes a model needs, before it is loaded or bought for.
 
-octavo plan memory MODEL                          what would be allocated on this machine
+octavo plan memory MODEL                          what this engine would allocate on this machine
 octavo plan memory MODEL --memory-limit 80GB      or on one with so much
 octavo plan memory owner/name                     from the hub; only config.json is fetched
+
+octavo plan memory llama-3-8b                     any shape: parameters, weights in every format, KV in every layout
+octavo plan memory llama-3-70b --device h100 --tensor-parallel 4 --weights fp8 --kv fp8
+octavo plan memory llama-3-8b --training --replicas 64
+octavo plan memory --list                         names that need no network
 """
 
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
+import sys
 from typing import TYPE_CHECKING
 
 from octavo.cli import output, settings
 from octavo.cli.generate import ENGINE
+from octavo.cli.plans import memory_shape, models
+from octavo.cli.plans.models import config_file as config_file
 from octavo.errors import ConfigError, LoadError
 from octavo.units import format_bytes, format_count
 
@@ -24,19 +31,39 @@ if TYPE_CHECKING:
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "model", nargs="?", metavar="MODEL", help="directory, hub id, bundled name, or config.json"
+        "model",
+        nargs="?",
+        metavar="MODEL",
+        help="directory, hub id, well-known or bundled name, or config.json",
     )
+    memory_shape.add_flags(parser)
     output.add_json(parser)
     settings.add_flags(parser, ENGINE)
 
 
 def run(args: argparse.Namespace) -> int:
-    arch, resolved = look_ahead(settings.read(args).engine)
+    if memory_shape.is_asked_for(args):
+        return memory_shape.run(args)
+    try:
+        arch, resolved = look_ahead(settings.read(args).engine)
+    except LoadError as error:
+        return _count_instead(args, error)
     if args.json:
         output.print_json(_as_json(arch, resolved))
     else:
         _print(arch, resolved)
     return 0
+
+
+def _count_instead(args: argparse.Namespace, error: LoadError) -> int:
+    """What the engine does not run can be counted, where its shape is known. Raises LoadError where it is not."""
+    try:
+        models.find(args.model if args.model is not None else args.knob_model)
+    except LoadError as second:
+        raise LoadError(f"{error}; {second}" if str(error) != str(second) else str(error)) from None
+    print(f"octavo: {error}", file=sys.stderr)
+    print("octavo: this engine does not run it; its shape is counted instead", file=sys.stderr)
+    return memory_shape.run(args)
 
 
 def look_ahead(config: EngineConfig) -> tuple[Arch, Resolved]:
@@ -51,26 +78,9 @@ def look_ahead(config: EngineConfig) -> tuple[Arch, Resolved]:
     device = "cpu" if config.runtime.device == "auto" else config.runtime.device
     if device != "cpu" and config.kv.memory_limit is None:
         raise ConfigError(f"--device {device} needs --memory-limit here: a plan does not ask the device")
-    arch = Arch.from_file(config_file(config.model.model))
+    arch = Arch.from_file(models.config_file(config.model.model))
     machine = read_machine()
     return arch, resolve(config, arch, machine, device=device, free_bytes=machine.available_bytes)
-
-
-def config_file(model: str) -> Path:
-    """The model's config.json, fetching nothing but that. Raises LoadError."""
-    from octavo import bundled
-    from octavo.engine.locate import HUB_ID, locate
-
-    if Path(model).expanduser().exists() or model == "auto" or model in bundled.names():
-        return locate(model).config
-    if not HUB_ID.fullmatch(model):
-        return locate(model).config
-    from huggingface_hub import hf_hub_download
-
-    try:
-        return Path(hf_hub_download(model, "config.json"))
-    except Exception as error:  # the hub client raises dozens of kinds; all mean the same here
-        raise LoadError(f"config.json of {model!r} could not be fetched from the hub: {error}") from error
 
 
 def _as_json(arch: Arch, resolved: Resolved) -> dict[str, object]:

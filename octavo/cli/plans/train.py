@@ -68,7 +68,7 @@ def shape_of(model: str) -> Shape:
     """A known model, a config file or folder, or a hub id of which only config.json is fetched. Raises LoadError."""
     from octavo.arch import known
     from octavo.arch.shape import Shape
-    from octavo.cli.plans.memory import config_file
+    from octavo.cli.plans.models import config_file
 
     found = known.find(model)
     return Shape.from_file(config_file(model)) if found is None else known.shape(found)
