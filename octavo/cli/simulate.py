@@ -17,20 +17,26 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from octavo.cli import output, settings, workloads
+from octavo.cli import deployments, output, settings, workloads
 from octavo.errors import ConfigError
-from octavo.units import format_seconds, parse_bytes, parse_count, parse_seconds
+from octavo.units import format_seconds, parse_count, parse_seconds
 
 if TYPE_CHECKING:
     from octavo.core.limits import Limits
-    from octavo.sim.roofline import Rank
-    from octavo.sim.timing import Timing
-    from octavo.sim.world import Deployment, Operation, Outcome, Split
+    from octavo.sim.report import Slo
+    from octavo.sim.search import Candidate, Found
+    from octavo.sim.world import Outcome
+
+
+KNOBS = (
+    *("replicas", "device", "weights", "kv-layout", "tp", "decode-replicas"),
+    *("max-num-seqs", "max-num-batched-tokens", "max-num-mixed-tokens", "max-chunk-tokens", "routing"),
+)
+"""Flags that a search may vary."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -38,43 +44,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "model", nargs="?", metavar="MODEL", help="config.json, directory, known name or hub id; for --device"
     )
     workloads.add_flags(parser)
-    group = parser.add_argument_group("deployment")
-    group.add_argument("--device", metavar="NAME", help="of each rank, such as h100-sxm; see octavo plan")
-    group.add_argument("--weights", default="bf16", metavar="FORMAT", help="how weights are stored [bf16]")
-    group.add_argument("--kv-layout", default="bf16", metavar="FORMAT", help="how keys and values are [bf16]")
-    group.add_argument("--tp", type=int, default=1, metavar="COUNT", help="devices that share each layer [1]")
-    group.add_argument(
-        "--utilization", type=float, default=0.9, help="share of the device's memory to take [0.9]"
-    )
-    group.add_argument("--timing", metavar="FILE.json", help="measured step times, instead of the roofline's")
-    group.add_argument(
-        "--front", metavar="TIME", help="from a client's sending until the engine hears of it [0]"
-    )
-    group.add_argument(
-        "--replicas", type=int, default=1, metavar="COUNT", help="engines, each with its devices"
-    )
-    group.add_argument(
-        "--baseline", metavar="NAME", help="static, dynamic or contiguous, instead of Octavo's scheduler"
-    )
-    group.add_argument(
-        "--decode-replicas", type=int, metavar="COUNT", help="others that answer what these prefill"
-    )
-    group.add_argument(
-        "--transfer", metavar="BYTES:TIME", help="rate per second and latency between the two [25GB:1ms]"
-    )
-    group.add_argument("--kv-bytes", type=int, metavar="BYTES", help="of a token in all layers [the model's]")
-    group.add_argument(
-        "--fail", metavar="AT:REPLICA[:BACK]", action="append", help="lose a replica, such as 60s:0:30s"
-    )
-    group.add_argument(
-        "--autoscale", metavar="LEAST-MOST:RATE[:LAG]", help="by arrivals per replica, such as 1-8:4:60s"
-    )
-    group.add_argument(
-        "--price",
-        type=float,
-        metavar="USD",
-        help="of one replica for an hour [the device table's, an assumption]",
-    )
+    deployments.add_flags(parser)
     group = parser.add_argument_group("objective")
     for name, text in (("ttft", "first token"), ("tpot", "each further one"), ("e2e", "whole answer")):
         group.add_argument(
@@ -82,6 +52,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         )
     group.add_argument(
         "--slo-share", type=float, default=0.99, metavar="SHARE", help="of answers that must be good [0.99]"
+    )
+    group.add_argument(
+        "--search",
+        action="append",
+        metavar="KNOB=VALUE,...",
+        help=f"find the cheapest of all these that meets the objective; knobs: {', '.join(KNOBS)}",
     )
     group = parser.add_argument_group("results")
     group.add_argument(
@@ -104,10 +80,12 @@ def run(args: argparse.Namespace) -> int:
         if (text := getattr(args, f"slo_{name}"))
     }
     slo = Slo(**{f"{name}_s": value for name, value in seconds.items()}, quantile=args.slo_share)
-    rank = _rank(args)
+    if args.search:
+        return _search(args, slo)
+    rank = deployments.rank_of(args)
     shown = argparse.Namespace(**vars(args) | {"model": None})  # it is no checkpoint that is to be loaded
     read = settings.read(shown)
-    deployment = _deployment(args, read, rank)
+    deployment = deployments.deployment(args, read, rank)
     outcome = simulate(deployment, workloads.workload(args, read.engine.model.seed))
     price = args.price if args.price is not None or rank is None else rank.usd_per_hour
     document = summary(outcome, slo, price)
@@ -121,137 +99,68 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _deployment(args: argparse.Namespace, read: settings.Settings, rank: Rank | None) -> Deployment:
-    from octavo.core.scheduler import Scheduler
-    from octavo.sim.baselines import BASELINES
-    from octavo.sim.world import Deployment
+def _search(args: argparse.Namespace, slo: Slo) -> int:
+    """Build a deployment for each choice of values, as if its flags had been typed."""
+    from octavo.sim.search import Built, Choice, found_json, search
 
-    if args.baseline is not None and args.baseline not in BASELINES:
-        raise ConfigError(f"baseline must be one of {', '.join(BASELINES)}, got {args.baseline!r}")
-    timing = _timing(args, rank)
-    return Deployment(
-        limits=_limits(args, read, rank),
-        timing=timing,
-        num_replicas=args.replicas,
-        routing=read.server.routing,
-        decider=BASELINES[args.baseline] if args.baseline else Scheduler,
-        split=_split(args, rank),
-        operations=tuple(_operations(args)),
-        is_exact=args.exact,
-    )
+    space: dict[str, list[str]] = {}
+    for text in args.search:
+        knob, values = workloads.parts("--search", text, "=", 2, "replicas=1,2,4")
+        if knob not in KNOBS:
+            raise ConfigError(f"--search knows {', '.join(KNOBS)}, not {knob!r}")
+        space[knob] = [value for value in values.split(",") if value]
+    seed = settings.read(argparse.Namespace(**vars(args) | {"model": None})).engine.model.seed
 
+    def build(choice: Choice) -> Built:
+        typed = argparse.Namespace(**vars(args))
+        for knob, value in choice.items():
+            name = knob.replace("-", "_")
+            if hasattr(typed, f"knob_{name}"):
+                setattr(typed, f"knob_{name}", value)
+            else:
+                is_count = knob in ("replicas", "tp", "decode-replicas")
+                setattr(typed, name, parse_count(value) if is_count else value)
+        rank = deployments.rank_of(typed)
+        read = settings.read(argparse.Namespace(**vars(typed) | {"model": None}))
+        deployment = deployments.deployment(typed, read, rank)
+        replicas = deployment.num_replicas + (deployment.split.num_decode if deployment.split else 0)
+        price = typed.price if typed.price is not None or rank is None else rank.usd_per_hour
+        devices = 1 if rank is None else rank.parallel.num_ranks
+        return Built(deployment, replicas * (devices if price is None else price))
 
-def _rank(args: argparse.Namespace) -> Rank | None:
-    """The hardware of one replica and the model on it; None where a timing file and a pool say it all."""
-    from octavo.arch import known
-    from octavo.arch.shape import Shape
-    from octavo.cli.plans.memory import config_file
-    from octavo.planner.formats import weight_format
-    from octavo.planner.hardware import device
-    from octavo.planner.kv_layouts import kv_layout
-    from octavo.planner.parallel import Parallel
-    from octavo.sim.roofline import Rank
-
-    if (args.model is None) != (args.device is None):
-        lacking = "a MODEL" if args.model is None else "--device NAME"
-        raise ConfigError(f"a model and a device go together: {lacking} is missing")
-    if args.model is None:
-        return None
-    name = known.find(args.model)
-    return Rank(
-        shape=Shape.from_file(config_file(args.model)) if name is None else known.shape(name),
-        device=device(args.device),
-        weights=weight_format(args.weights),
-        kv=kv_layout(args.kv_layout),
-        parallel=Parallel(tensor=args.tp),
-    )
-
-
-def _timing(args: argparse.Namespace, rank: Rank | None) -> Timing:
-    from octavo.sim.calibrate import read_timing
-    from octavo.sim.roofline import roofline
-    from octavo.sim.timing import Host
-
-    if args.timing is not None:
-        timing = read_timing(args.timing)
-    elif rank is not None:
-        timing = roofline(rank)
+    found = search(space, build, workloads.workload(args, seed), slo)
+    if args.json:
+        output.print_json(found_json(found))
     else:
-        raise ConfigError("a MODEL with --device NAME, or --timing FILE.json, says what a step takes")
-    if args.front is None:
-        return timing
-    return replace(timing, host=replace(timing.host or Host(), front_s=parse_seconds(args.front)))
+        _print_found(found)
+    return 0
 
 
-def _limits(args: argparse.Namespace, read: settings.Settings, rank: Rank | None) -> Limits:
-    """The scheduler's bounds, and as many blocks as are given or as the device has room for."""
-    from octavo.core.limits import Limits
-    from octavo.engine.resolve import BATCHED_TOKENS, BLOCK_TOKENS, MIXED_PART
-    from octavo.sim.roofline import pool_limits
+def _print_found(found: Found) -> None:
+    def row(one: Candidate) -> tuple[str, ...]:
+        choice = " ".join(f"{knob}={value}" for knob, value in one.choice.items())
+        if one.ruled_out is not None:
+            return choice, f"{one.usd_per_hour:.2f}", "", "", "", one.ruled_out
+        spreads = [one.document[name] for name in ("ttft_s", "tpot_s")]
+        p99 = [format_seconds(spread["p99"]) if spread else "" for spread in spreads]
+        return choice, f"{one.usd_per_hour:.2f}", f"{one.share:.2%}", *p99, "met" if one.is_met else "missed"
 
-    engine, scheduler = read.engine, read.engine.scheduler
-    blocks, longest = engine.kv.num_kv_blocks, engine.model.max_model_len
-    if rank is None and (blocks is None or longest is None):
-        raise ConfigError("without a MODEL, --num-kv-blocks and --max-model-len say how much memory there is")
-    batched = scheduler.max_num_batched_tokens or max(BATCHED_TOKENS["cuda"], scheduler.max_num_seqs)
-    limits = Limits(
-        num_blocks=blocks or 2,  # until the device has been asked
-        block_tokens=engine.kv.block_size or BLOCK_TOKENS,
-        max_num_seqs=scheduler.max_num_seqs,
-        max_num_batched_tokens=batched,
-        max_model_len=longest or (rank.shape.max_positions if rank is not None else 2),
-        enable_prefix_caching=engine.kv.enable_prefix_caching,
-        max_chunk_tokens=scheduler.max_chunk_tokens,
-        max_num_mixed_tokens=scheduler.max_num_mixed_tokens or max(batched // MIXED_PART, 1),
-    )
-    return limits if blocks is not None or rank is None else pool_limits(rank, limits, args.utilization)
-
-
-def _split(args: argparse.Namespace, rank: Rank | None) -> Split | None:
-    from octavo.planner.kv_layouts import kv_cost
-    from octavo.sim.world import Split
-
-    if args.decode_replicas is None:
-        return None
-    rate, latency = workloads.parts("--transfer", args.transfer or "25GB:1ms", ":", 2, "25GB:1ms")
-    token_bytes = args.kv_bytes
-    if token_bytes is None:
-        if rank is None:
-            raise ConfigError("without a MODEL, --kv-bytes says what a token's keys and values take")
-        token_bytes = kv_cost(rank.shape, rank.kv).token_bytes
-    return Split(
-        num_decode=args.decode_replicas,
-        kv_bytes_per_token=int(token_bytes),
-        bytes_per_s=float(parse_bytes(rate)),
-        latency_s=parse_seconds(latency),
-    )
-
-
-def _operations(args: argparse.Namespace) -> Iterator[Operation]:
-    from octavo.sim.operations import Autoscale, Failure
-
-    for text in args.fail or ():
-        at, replica, *back = (
-            text.split(":")[:3]
-            if text.count(":") in (1, 2)
-            else workloads.parts("--fail", text, ":", 2, "60s:0")
-        )
-        yield Failure(
-            at_s=parse_seconds(at),
-            replica=parse_count(replica),
-            back_after_s=parse_seconds(back[0]) if back else None,
-        )
-    if args.autoscale:
-        example = "1-8:4:60s"
-        if args.autoscale.count(":") not in (1, 2) or "-" not in args.autoscale:
-            raise ConfigError(f"--autoscale should look like {example}, got {args.autoscale!r}")
-        between, rate, *lag = args.autoscale.split(":")
-        least, most = workloads.parts("--autoscale", between, "-", 2, example)
-        yield Autoscale(
-            per_replica_per_s=workloads.number("--autoscale", rate),
-            least=parse_count(least),
-            most=parse_count(most),
-            start_s=parse_seconds(lag[0]) if lag else 60.0,
+    columns = ("choice", "per hour", "good", "ttft p99", "tpot p99", "")
+    listed = sorted(found.candidates, key=lambda one: (one.usd_per_hour, str(one.choice)))
+    output.print_table(columns, [row(one) for one in listed], right=range(1, 5))
+    for title, ones in (("no other is better in all of these", found.front), *found.sensitivity.items()):
+        print(f"\n{title}:")
+        output.print_table(columns, [row(one) for one in ones], right=range(1, 5))
+    if found.best is not None:
+        choice = " ".join(f"--{knob} {value}" for knob, value in found.best.choice.items())
+        print(f"\ncheapest that meets the objective: {choice}")
+        return
+    print(f"\nnothing meets the objective; what binds is {found.binding}")
+    if found.relaxation is not None:
+        name, value, choices = found.relaxation
+        choice = " ".join(f"--{knob} {chosen}" for knob, chosen in choices.items())
+        print(
+            f"least that would have to give: {name.removesuffix('_s')} of {format_seconds(value)}, met by {choice}"
         )
 
 

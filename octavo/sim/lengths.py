@@ -102,15 +102,18 @@ class Empirical:
 
 
 def parse_lengths(text: str) -> Lengths:
-    """`512`, `100-1000` (uniform), `lognormal:512:1.2` (mean, variation). Raises ConfigError."""
+    """`512`, `100-1000` (uniform), `lognormal:512:1.2` (mean, variation), with a third number at most that many.
+
+    Raises ConfigError.
+    """
     kind, _, rest = text.partition(":")
     if kind == "lognormal":
-        mean, _, cv = rest.partition(":")
         try:
-            return Lognormal(float(mean), float(cv))
-        except ValueError:
+            mean, cv, *most = rest.split(":")
+            return Lognormal(float(mean), float(cv), *(parse_count(one) for one in most))
+        except (TypeError, ValueError):
             raise ConfigError(
-                f"length {text!r}: write lognormal:MEAN:VARIATION, such as lognormal:512:1.2"
+                f"length {text!r}: write lognormal:MEAN:VARIATION[:MOST], such as lognormal:512:1.2:8000"
             ) from None
     low, dash, high = text.partition("-")
     if dash:

@@ -84,6 +84,7 @@ class Replay:
         self._rows = trace.rows[:num_requests]
         self._speed = speed
         self._space = TokenSpace()  # begun anew by `arrivals`
+        self.follows = False
         self.shares = any(row.blocks for row in self._rows)
 
     def arrivals(self) -> Iterator[Job]:

@@ -88,8 +88,12 @@ class Job:
 class Workload(Protocol):
     """Jobs in order of time, and what the end of one brings about.
 
-    shares  whether any two prompts may begin alike; where none do, nothing is looked up in caches
+    shares   whether any two prompts may begin alike; where none do, nothing is looked up in caches
+    follows  whether the end of one may bring another
     """
+
+    @property
+    def follows(self) -> bool: ...
 
     @property
     def shares(self) -> bool: ...
@@ -216,6 +220,10 @@ class Open:
             raise ConfigError("an open workload needs an end: a number of requests, or a duration")
 
     @property
+    def follows(self) -> bool:
+        return False
+
+    @property
     def shares(self) -> bool:
         return self.maker.mix.prefixes is not None
 
@@ -249,6 +257,10 @@ class Closed:
                 "a closed workload needs a concurrency and a number of requests of at least 1 and a pause of at least 0"
                 f" s, got {self.concurrency}, {self.num_requests} and {self.think_s}"
             )
+
+    @property
+    def follows(self) -> bool:
+        return True
 
     @property
     def shares(self) -> bool:
@@ -290,6 +302,10 @@ class Sessions:
             raise ConfigError(
                 f"sessions: need at least 1 of them and a pause above 0 s, got {self.num_sessions} and {self.think_s}"
             )
+
+    @property
+    def follows(self) -> bool:
+        return True
 
     @property
     def shares(self) -> bool:

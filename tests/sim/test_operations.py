@@ -104,7 +104,7 @@ def test_those_who_leave_while_no_replica_is_there() -> None:
 class Waves:
     """A slow minute, a busy one, a slow one."""
 
-    shares = False
+    shares = follows = False
 
     def __init__(self) -> None:
         self.maker = Maker(Mix(prompt=Fixed(100), output=Fixed(50)), 0)
@@ -112,8 +112,8 @@ class Waves:
     def arrivals(self):
         self.maker.restart()
         at_s = 0.0
-        while at_s < 600:
-            at_s += 0.05 if 200 < at_s < 400 else 1.0
+        while at_s < 400:
+            at_s += 0.05 if 100 < at_s < 190 else 1.0
             yield self.maker.job(round(at_s * NS_PER_S))
 
     def after(self, *_: object, **__: object) -> None:
@@ -131,7 +131,7 @@ def test_autoscaling_follows_arrivals() -> None:
     begun = [outcome.ended_ns - up for up in outcome.up_ns]
     always, *others = sorted(outcome.up_ns, reverse=True)
     assert all(up < always for up in others), begun
-    busy = [line.replica for line in lines(outcome) if 200 < line.arrival_s < 215]
+    busy = [line.replica for line in lines(outcome) if 100 < line.arrival_s < 115]
     assert set(busy) == {0}, "who is started does not serve at once"
     again = simulate(deployed(num_replicas=1, operations=(scale,)), Waves())
     assert told(outcome) == told(again)
