@@ -48,6 +48,11 @@ class Attention:
         """Positions that a token sees at most, itself included; None for all."""
         return self.chunk if self.window is None else self.window
 
+    @property
+    def keeps(self) -> int | None:
+        """Positions of a sequence that are kept at most; None for all."""
+        return self.reach
+
     def tensors(self, hidden: int) -> tuple[Tensor, ...]:
         heads, kv_heads = self.num_heads, self.num_kv_heads
         found: list[Tensor] = [
@@ -95,8 +100,11 @@ class LatentAttention:
     q_rank    width that queries pass through; None for a single matrix
     kv_rank   width of what is kept per token, beside the `rope_dim` elements of the one shared turned key
     nope_dim  part of a query and of a key that positions do not turn
+    picks     positions a token sees at most, chosen by an indexer's scores; None for all
+    index_heads, index_dim   the indexer: queries from the same narrow width, one key kept per token; 0 heads where an
+              earlier layer's choice is used again
 
-    Source: DeepSeek-AI 2024, arXiv 2405.04434, section 2.1.
+    Source: DeepSeek-AI 2024, arXiv 2405.04434, section 2.1; the indexer, `DeepseekV32Indexer` in transformers.
     """
 
     num_heads: int
@@ -106,6 +114,9 @@ class LatentAttention:
     rope_dim: int
     value_dim: int
     has_bias: bool = False
+    picks: int | None = None
+    index_heads: int = 0
+    index_dim: int = 0
 
     @property
     def head_dim(self) -> int:
@@ -113,6 +124,11 @@ class LatentAttention:
 
     @property
     def reach(self) -> int | None:
+        return self.picks
+
+    @property
+    def keeps(self) -> int | None:
+        """All: any of them may be picked later."""
         return None
 
     def tensors(self, hidden: int) -> tuple[Tensor, ...]:
@@ -142,7 +158,22 @@ class LatentAttention:
                 units=heads,
             ),
         ]
-        return tuple(found)
+        return (*found[:-1], *self._indexer(hidden), found[-1])
+
+    def _indexer(self, hidden: int) -> tuple[Tensor, ...]:
+        if not self.index_heads:
+            return ()
+        width = self.index_heads * self.index_dim
+        return (
+            Matrix(name="index q", part="qkv", inputs=self.q_rank or hidden, outputs=width),
+            Matrix(name="index k", part="qkv", inputs=hidden, outputs=self.index_dim),
+            Vector(name="index norm", part="norm", size=2 * self.index_dim),
+            Matrix(name="index weights", part="qkv", inputs=hidden, outputs=self.index_heads),
+        )
+
+    def index_flop_per_pair(self) -> int:
+        """Of one query and one of all positions before it, whether it is picked or not."""
+        return 2 * self.index_heads * self.index_dim
 
     def score_flop_per_pair(self, absorbed: bool = False) -> int:
         """Of one query and one position: over expanded keys, or over the latent where `kv up` has been multiplied
@@ -157,7 +188,7 @@ class LatentAttention:
         return 2 * self.kv_rank * self.num_heads * (self.nope_dim + self.value_dim)
 
     def kv_elements_per_token(self) -> int:
-        return self.kv_rank + self.rope_dim
+        return self.kv_rank + self.rope_dim + (self.index_dim if self.index_heads else 0)
 
 
 def _heads(name: str, inputs: int, heads: int, width: int, bias: bool, *, repeats: bool = False) -> Matrix:

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from octavo.arch.mixers import Attention, LatentAttention
 from octavo.arch.shape import Layer, Shape
 from octavo.arch.tensors import Matrix, Tensor
-from octavo.planner.flops import Slice, mixer_pairs
+from octavo.planner.flops import Slice, causal_pairs, mixer_pairs
 from octavo.planner.formats import WeightFormat, rest_bytes, tensor_bytes
 from octavo.planner.hardware import Device
-from octavo.planner.kv_layouts import KvLayout, token_bytes
+from octavo.planner.kv_layouts import KvLayout, index_bytes, token_bytes
 from octavo.planner.parallel import ALONE, Parallel, cut
 from octavo.planner.roofline import ACTIVATION_BYTES, kept_positions, touched_experts
 
@@ -146,7 +146,8 @@ def _attention(
     pairs = sum(mixer_pairs(mixer, start, count) for start, count, _ in slices)
     tokens = sum(count for _, count, _ in slices)
     positions = sum(kept_positions(start, count, mixer.reach, chunked) for start, count, _ in slices)
-    moved = (positions + tokens) * token_bytes(mixer, layout, ranks)
+    of_index = index_bytes(mixer, layout)
+    moved = (positions + tokens) * (token_bytes(mixer, layout, ranks) - of_index)
     heads = mixer.num_heads // ranks
     if isinstance(mixer, LatentAttention):
         decodes = all(count == 1 for _, count, _ in slices)
@@ -160,7 +161,8 @@ def _attention(
         key, value = mixer.head_dim, mixer.value_width
         of_scores = key / (key + value)
     rows = ((key, scores, of_scores, "scores"), (value, values, 1 - of_scores, "values"))
-    return [
+    found = [_indexer(mixer, slices, of_index)] if of_index and isinstance(mixer, LatentAttention) else []
+    return found + [
         Op(
             name=name,
             part=name,
@@ -173,3 +175,20 @@ def _attention(
         )
         for width, flop, share, name in rows
     ]
+
+
+def _indexer(mixer: LatentAttention, slices: Sequence[Slice], token: int) -> Op:
+    """Every position is compared, those that are not picked too; each rank does all of it."""
+    pairs = sum(causal_pairs(start, count) for start, count, _ in slices)
+    tokens = sum(count for _, count, _ in slices)
+    positions = sum(start + count for start, count, _ in slices)
+    return Op(
+        name="index",
+        part="index",
+        shape=f"{mixer.index_heads} heads of {mixer.index_dim} x {pairs:,} pairs",
+        num_parameters=0,
+        flop=pairs * mixer.index_flop_per_pair(),
+        weight_bytes=0,
+        activation_bytes=tokens * mixer.index_heads * mixer.index_dim * ACTIVATION_BYTES,
+        kv_bytes=(positions + tokens) * token,
+    )

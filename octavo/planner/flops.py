@@ -14,9 +14,9 @@ from octavo.errors import ConfigError
 Slice = tuple[int, int, int]
 """(tokens before, tokens computed now, rows of logits): what a step does for one sequence."""
 
-ATTENTION_PARTS = ("scores", "values", "expand", "recurrence")
-"""Parts that weights do not tell: products of queries with keys and of weights with values, keys and values made anew
-from latents, and the updates of recurrent states."""
+ATTENTION_PARTS = ("scores", "values", "index", "expand", "recurrence")
+"""Parts that weights do not tell: products of queries with keys and of weights with values, an indexer's of all
+positions, keys and values made anew from latents, and the updates of recurrent states."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +89,9 @@ def layer_flops(
         scores, values = _pair_flop(mixer, absorbed)
         parts["scores"] = parts.get("scores", 0) + pairs * scores
         parts["values"] = parts.get("values", 0) + pairs * values
+        if isinstance(mixer, LatentAttention) and mixer.index_heads:
+            seen = sum(causal_pairs(start, count) for start, count, _ in slices)
+            parts["index"] = parts.get("index", 0) + seen * mixer.index_flop_per_pair()
         if isinstance(mixer, LatentAttention) and re_expand and not absorbed:
             before = sum(start for start, _, _ in slices)
             parts["expand"] = parts.get("expand", 0) + before * mixer.expand_flop_per_token()

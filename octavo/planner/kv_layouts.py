@@ -66,16 +66,18 @@ def token_bytes(mixer: Attention | LatentAttention, layout: KvLayout, tensor: in
     """One token in one layer on one of `tensor` ranks. Latents are held by every rank; heads are shared out, and
     repeated where there are fewer than ranks."""
     if isinstance(mixer, LatentAttention):
-        return layout.bytes_of(mixer.kv_elements_per_token(), 1)
+        return layout.bytes_of(mixer.kv_rank + mixer.rope_dim, 1) + index_bytes(mixer, layout)
     if mixer.shares_kv:
         return 0
     heads = kv_heads_per_rank(mixer.num_kv_heads, tensor)
     return layout.bytes_of(heads * (mixer.head_dim + mixer.value_width), 2 * heads)
 
 
-def kept_tokens(mixer: Attention | LatentAttention, length: int) -> int:
-    """Positions of a sequence that a layer still needs: all, or those within its reach."""
-    return length if mixer.reach is None else min(length, mixer.reach)
+def index_bytes(mixer: Attention | LatentAttention, layout: KvLayout) -> int:
+    """Of `token_bytes`, the key that an indexer compares all positions by."""
+    if isinstance(mixer, LatentAttention) and mixer.index_heads:
+        return layout.bytes_of(mixer.index_dim, 1)
+    return 0
 
 
 def layer_state_bytes(layer: Layer, layout: KvLayout, tensor: int = 1) -> int:
@@ -123,6 +125,6 @@ def kv_cost(shape: Shape, layout: KvLayout, parallel: Parallel = ALONE, stage: i
         for mixer in layer.attentions:
             bytes_ = token_bytes(mixer, layout, parallel.tensor)
             per_token += bytes_
-            if mixer.reach is not None:
-                windowed[mixer.reach] = windowed.get(mixer.reach, 0) + bytes_
+            if mixer.keeps is not None:
+                windowed[mixer.keeps] = windowed.get(mixer.keeps, 0) + bytes_
     return KvCost(token_bytes=per_token, windowed=tuple(sorted(windowed.items())), state_bytes=states)

@@ -16,7 +16,7 @@ from octavo.planner.efficiency import Efficiency
 from octavo.planner.flops import Slice, causal_pairs
 from octavo.planner.formats import FORMATS, WeightFormat, rest_bytes, tensor_bytes
 from octavo.planner.hardware import Device
-from octavo.planner.kv_layouts import LAYOUTS, KvLayout, layer_state_bytes, token_bytes
+from octavo.planner.kv_layouts import LAYOUTS, KvLayout, index_bytes, layer_state_bytes, token_bytes
 from octavo.planner.links import Link
 from octavo.planner.parallel import ALONE, Parallel, cut, rank_tensors, stage_layers
 
@@ -264,7 +264,12 @@ def _attention(layers: list[tuple[Layer, int]], kv: KvLayout, ranks: int) -> tup
                 absorbed = mixer.score_flop_per_pair(True) + mixer.value_flop_per_pair(True)
                 sums[1] += count * absorbed / ranks
                 sums[2] += count * mixer.expand_flop_per_token() / ranks
-            sums[3] += count * token_bytes(mixer, kv, ranks)
+            of_index = index_bytes(mixer, kv)
+            sums[3] += count * (token_bytes(mixer, kv, ranks) - of_index)
+            if isinstance(mixer, LatentAttention) and mixer.index_heads:
+                every = found.setdefault((None, False, False), [0.0, 0.0, 0.0, 0.0])
+                every[0] += count * mixer.index_flop_per_pair()
+                every[3] += count * of_index
     return tuple(_Pairs(reach, chunked, *sums) for (reach, chunked, _), sums in found.items())
 
 

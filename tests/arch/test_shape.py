@@ -269,6 +269,7 @@ def test_parts_and_cuts_are_the_named_ones() -> None:
         ({"hidden_size": 4097}, "hidden_size is 4097; expected a multiple of num_attention_heads"),
         ({"intermediate_size": ...}, "intermediate_size is missing"),
         ({"num_hidden_layers": "32"}, 'num_hidden_layers is "32"; expected a whole number'),
+        ({"model_type": "mixtral", "architectures": ...}, "num_local_experts is missing"),
         ({"num_memory_heads": 2}, "num_memory_heads is 2; expected nothing: no llama model"),
         ({"kv_lora_rank": 512}, "kv_lora_rank is 512; expected nothing"),
         ({"sliding_window": 128}, "sliding_window is 128; expected nothing"),

@@ -33,6 +33,7 @@ def ops_of(name: str, slices: list[Slice], parallel: Parallel = ALONE, form: str
         "gemma-3-1b",
         "mixtral-8x7b",
         "deepseek-v2-lite",
+        "deepseek-v3.2",
         "falcon-h1-7b",
         "qwen3-next-80b-a3b",
         "gpt2",

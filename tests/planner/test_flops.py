@@ -102,6 +102,16 @@ def test_windows_bound_what_a_token_costs() -> None:
     assert more == 18 * 4 * 64 * 64  # half of the layers see everything
 
 
+def test_an_indexer_compares_all_and_picks_some() -> None:
+    """DeepSeek-V3.2 at 10,000 positions: 64 narrow heads of 128 over all of them, 128 heads over 2048."""
+    shape = known.shape("deepseek-v3.2")
+    found = flops.decode(shape, 10_000, absorbed=True)
+    assert found.parts["index"] == 61 * 10_000 * 2 * 64 * 128
+    assert found.parts["scores"] + found.parts["values"] == 2048 * 16_990_208
+    before = flops.decode(known.shape("deepseek-v3"), 10_000, absorbed=True)
+    assert before.attention == 10_000 * 16_990_208
+
+
 def test_latents_that_are_expanded_again_cost_more_the_smaller_the_pieces() -> None:
     shape = known.shape("deepseek-v3")
     mixer = shape.layers[0].mixers[0]

@@ -108,6 +108,12 @@ def test_windows_cap_what_a_sequence_keeps() -> None:
     assert scout.sequence_bytes(100_000) == 2 * 8 * 128 * 2 * (12 * 100_000 + 36 * 8192)
 
 
+def test_what_an_indexer_may_pick_is_kept() -> None:
+    cost = kv_cost(known.shape("deepseek-v3.2"), LAYOUTS["bf16"])
+    assert cost.token_bytes == 61 * 2 * (576 + 128)
+    assert cost.sequence_bytes(100_000) == 100_000 * cost.token_bytes
+
+
 def test_states_are_kept_whatever_the_length() -> None:
     mamba = kv_cost(known.shape("mamba-2.8b"), LAYOUTS["bf16"])
     assert mamba.token_bytes == 0

@@ -22,7 +22,7 @@ from octavo.planner.inference import (
 from octavo.planner.kv_layouts import LAYOUTS, kv_cost
 from octavo.planner.parallel import Parallel
 from octavo.units import GIB
-from tests.shared_data import rows
+from tests.shared_data import document, rows
 
 MODELS = {
     "gpt-oss-20b": "gpt-oss-20b",
@@ -247,3 +247,19 @@ def test_settings_are_checked() -> None:
         Serving(utilization=1.5)
     with pytest.raises(ConfigError, match="max_tokens must be at least 1"):
         Serving(max_tokens=0)
+
+
+def test_golden_batches_that_memory_allows() -> None:
+    """Llama-2-70B in fp8 on H200 and on two H100: more than the 806 and 896 that NVIDIA configured in MLPerf v4.1."""
+    golden = document("golden/model_arithmetic.json")["capacity"]["llama2_70b_fp8_kv_limited_mean_batch"]
+    shape = known.shape("llama-2-70b")
+    for key, ranks in (("H200_TP1", 1), ("H100_TP2_per_gpu", 2)):
+        want = golden[key]
+        cost = kv_cost(shape, LAYOUTS["fp8"], Parallel(tensor=ranks))
+        pool = 0.9 * (want["usable_bytes"] - want["weights_bytes"] - 3e9)
+        batch = pool / cost.token_bytes / (294 + 294 / 2)
+        assert round(batch) == want["value"] > want["mlperf_v41_configured"]
+        held = rank_weight_bytes(shape, FORMATS["fp8"], Parallel(tensor=ranks), None)
+        assert held == pytest.approx(want["weights_bytes"], rel=0.02)  # there, head and embedding in fp8 too
+    assert device("h200").limit_bytes == pytest.approx(golden["H200_TP1"]["usable_bytes"], rel=1e-3)
+    assert device("h100").limit_bytes == pytest.approx(golden["H100_TP2_per_gpu"]["usable_bytes"], rel=1e-3)

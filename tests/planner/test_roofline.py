@@ -144,6 +144,15 @@ def test_latents_are_compared_the_cheaper_way() -> None:
     assert isinstance(shape.layers[0].mixers[0], LatentAttention)
 
 
+def test_picked_positions_are_read_and_all_are_compared() -> None:
+    """DeepSeek-V3.2: latents of 2048 positions, and of all of them the indexer's key, 128 numbers."""
+    shape = known.shape("deepseek-v3.2")
+    work = step_work(shape, decodes(1, 10_000))
+    assert work.flop == flops.decode(shape, 10_000, absorbed=True).total
+    assert work.kv_read_bytes == 61 * 2 * (2048 * 576 + 10_000 * 128)
+    assert work.kv_write_bytes == 61 * 2 * (576 + 128)
+
+
 def test_weights_read_are_all_but_the_embedding() -> None:
     shape = known.shape("llama-3-8b")
     work = step_work(shape, decodes(1, 10))

@@ -20,6 +20,7 @@ from octavo.arch.shape import Shape
 _SPECIAL = {**OLDER, **LATENT, **LINEAR, **STATE_SPACE}
 
 _ALIASES = {
+    "kimi_k25": "kimi_k2",
     "qwen2_5_vl_text": "qwen2",
     "qwen3_vl_text": "qwen3",
     "qwen3_vl_moe_text": "qwen3_moe",

@@ -223,7 +223,7 @@ def feed_forward(fields: Watched, rules: Rules, index: int) -> Mlp | Experts:
 
 def _has_experts(fields: Watched, routed: Routed, index: int) -> bool:
     """By `mlp_layer_types`, or by the first so many, a stride and a list of exceptions."""
-    if fields.whole(fields.first(*routed.count), 1 << 16, 0, low=0) == 0:
+    if stated(fields, fields.first(*routed.count)) == 0:
         return False
     kinds = fields.values.get("mlp_layer_types")
     if kinds is not None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from octavo.arch.mixers import Attention, LatentAttention
+from dataclasses import replace
+
+from octavo.arch.mixers import LatentAttention
 from octavo.arch.mlps import Experts, Mlp
 from octavo.arch.reading.common import (
     Routed,
@@ -21,27 +23,31 @@ from octavo.arch.shape import Layer, Shape
 
 
 def read_latent(fields: Watched) -> Shape:
-    """DeepSeek-V2 and V3, Kimi K2, GLM-4.7-Flash, MiniCPM3."""
+    """DeepSeek-V2, V3 and V3.2, Kimi K2, GLM-4.7-Flash, GLM-5, MiniCPM3."""
     hidden = hidden_size(fields)
     attention = latent(fields)
-    is_balanced = fields.values.get("model_type") != "deepseek_v2"
+    kind = fields.values.get("model_type")
+    is_balanced = kind != "deepseek_v2"
     rules = Rules(
         mlp_bias="mlp_bias",
-        routed=Routed(
+        routed=None
+        if kind == "minicpm3"
+        else Routed(
             count=("n_routed_experts",),
             router_bias=is_balanced,
             shared="n_shared_experts",
             dense="first_k_dense_replace",
         ),
     )
+    mixers = indexed(fields, attention) if kind in _INDEXED else [attention] * num_layers(fields)
     layers = tuple(
-        Layer(mixers=(attention,), mlps=(feed_forward(fields, rules, index),), norm_elements=2 * hidden)
-        for index in range(num_layers(fields))
+        Layer(mixers=(mixer,), mlps=(feed_forward(fields, rules, index),), norm_elements=2 * hidden)
+        for index, mixer in enumerate(mixers)
     )
     shape = finish(
         fields,
         layers,
-        tied=fields.values.get("model_type") == "minicpm3",
+        tied=kind == "minicpm3",
         final_norm_elements=hidden,
         mtp_layers=further_layers(fields, "num_nextn_predict_layers", layers, hidden),
         rotary_head=attention.rope_dim,
@@ -66,6 +72,30 @@ def latent(fields: Watched) -> LatentAttention:
     )
 
 
+_INDEXED = ("deepseek_v32", "glm_moe_dsa")
+
+
+def indexed(fields: Watched, attention: LatentAttention) -> list[LatentAttention]:
+    """Layers that see the positions an indexer picks, their own or that of a layer before them."""
+    count = num_layers(fields)
+    layer_kinds(fields, count, {"indexed_attention": "indexed"})
+    with_own = replace(
+        attention,
+        picks=fields.whole("index_topk", 1 << 30, 2048),
+        index_heads=fields.whole("index_n_heads", 1 << 16, 32),
+        index_dim=fields.whole("index_head_dim", 1 << 14, 128),
+    )
+    kinds = ["full"] * count
+    if fields.has("indexer_types"):
+        kinds = fields.listed("indexer_types", count)
+    elif fields.has("index_topk_pattern") or fields.whole("index_topk_freq", 4096, 1) != 1:
+        raise fields.fail("indexer_types", f"{count} entries, each full or shared")
+    if any(kind not in ("full", "shared") for kind in kinds):
+        raise fields.fail("indexer_types", f"{count} entries, each full or shared")
+    shared = replace(with_own, index_heads=0)
+    return [with_own if kind == "full" else shared for kind in kinds]
+
+
 def read_llama4(fields: Watched) -> Shape:
     """Stretches of positions that see only themselves, and experts in every so many layers."""
     hidden, count = hidden_size(fields), num_layers(fields)
@@ -87,7 +117,7 @@ def read_llama4(fields: Watched) -> Shape:
     with_experts = fields.listed("moe_layers") if fields.has("moe_layers") else range(step - 1, count, step)
     layers = tuple(
         Layer(
-            mixers=(_chunked(plain, width if kind == "chunk" else None),),
+            mixers=(replace(plain, chunk=width if kind == "chunk" else None),),
             mlps=(routed if index in with_experts else dense,),
             norm_elements=2 * hidden,
         )
@@ -102,12 +132,6 @@ def _turned(fields: Watched, count: int) -> list[bool]:
         return [bool(turned) for turned in fields.listed("no_rope_layers", count)]
     every = fields.whole("no_rope_layer_interval", 4096, 4)
     return [(index + 1) % every != 0 for index in range(count)]
-
-
-def _chunked(plain: Attention, width: int | None) -> Attention:
-    from dataclasses import replace
-
-    return replace(plain, chunk=width)
 
 
 def read_ernie_moe(fields: Watched) -> Shape:
@@ -190,6 +214,8 @@ def _each(fields: Watched, name: str, count: int) -> list[int]:
 LATENT = {
     "deepseek_v2": read_latent,
     "deepseek_v3": read_latent,
+    "deepseek_v32": read_latent,
+    "glm_moe_dsa": read_latent,
     "kimi_k2": read_latent,
     "glm4_moe_lite": read_latent,
     "minicpm3": read_latent,

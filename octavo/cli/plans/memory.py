@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING
 from octavo.cli import output, settings
 from octavo.cli.generate import ENGINE
 from octavo.cli.plans import memory_shape, models
-from octavo.cli.plans.models import config_file as config_file
 from octavo.errors import ConfigError, LoadError
 from octavo.units import format_bytes, format_count
 
