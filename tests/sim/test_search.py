@@ -86,13 +86,13 @@ def test_what_cannot_be_is_ruled_out_with_a_reason(slo: Slo, rate: float, becaus
 
 def test_without_an_answer_it_says_what_binds_and_what_would_have_to_give() -> None:
     slo = Slo(ttft_s=0.2, tpot_s=0.0045)
-    found = search(SPACE, build, opened(), slo)
+    found = search(SPACE, build, opened(num_requests=80), slo)
     assert found.best is None
     assert found.binding == "tpot_s"
     name, value, choice = found.relaxation
     assert name == "tpot_s"
     assert value > 0.0045
-    outcome = simulate(build(choice).deployment, opened())
+    outcome = simulate(build(choice).deployment, opened(num_requests=80))
     assert summary(outcome, replace(slo, tpot_s=value))["goodput"]["is_met"]
     assert not summary(outcome, replace(slo, tpot_s=value * 0.999))["goodput"]["is_met"]
     others = [one.needs["tpot_s"] for one in found.candidates if "tpot_s" in one.needs]
