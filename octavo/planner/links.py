@@ -101,6 +101,9 @@ LINKS = {
         _node(
             "xgmi", "Infinity Fabric (MI300X), to all seven peers", 448e9, "AMD CDNA 3 white paper, one way"
         ),
+        _node(
+            "xgmi4", "Infinity Fabric (MI350), to all seven peers", 537.6e9, "AMD CDNA 4 white paper, one way"
+        ),
         _pcie("pcie4", "PCIe 4.0 x16", 32e9),
         _pcie("pcie5", "PCIe 5.0 x16", 64e9, measured=True),
         _pcie("pcie6", "PCIe 6.0 x16", 128e9),
