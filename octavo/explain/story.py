@@ -41,6 +41,7 @@ class Story:
         self.books = [Books(trail) for trail in self.trails]
         self.served = served_by_prompt(recording.front)
         self.departed = [entry for entry in recording.front if isinstance(entry, Departed)]
+        self._ended: list[tuple[Books, Life, Ledger]] | None = None
 
     def lives(self) -> Iterator[tuple[Books, Life]]:
         """Every request of every engine."""
@@ -48,12 +49,15 @@ class Story:
             for life in books.trail.lives.values():
                 yield books, life
 
-    def ended(self) -> Iterator[tuple[Books, Life, Ledger]]:
+    def ended(self) -> list[tuple[Books, Life, Ledger]]:
         """Those whose end is known, with their ledgers; the reasons of waiting are those of the queue's head."""
-        for books, life in self.lives():
-            if life.ended_s is not None and life.refused is None:
-                served = self.served.get(life.request_id)
-                yield books, life, books.ledger(life.request_id, served, exact=False)
+        if self._ended is None:
+            self._ended = [
+                (books, life, books.ledger(life.request_id, self.served.get(life.request_id), exact=False))
+                for books, life in self.lives()
+                if life.ended_s is not None and life.refused is None
+            ]
+        return self._ended
 
     def request(self, name: str) -> list[Explained]:
         """Its prompts, on each engine that had them. Raises RequestError for one that had not ended."""

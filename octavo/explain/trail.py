@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Sequence
@@ -90,18 +91,20 @@ class Life:
         """When its first token was committed."""
         return self.tokens_s[0] if self.tokens_s else None
 
-    def is_waiting_at(self, at_s: float) -> bool:
-        """Whether no sequence of it had memory then."""
-        last_began_s = max((one.at_s for one in self.began if one.at_s <= at_s), default=None)
-        if last_began_s is None:
-            return True
-        had = {one.seq_id for one in self.began if one.at_s <= at_s}
-        for when_s, seq_id, _ in self.lost:
-            if when_s <= at_s and not any(
-                one.seq_id == seq_id and when_s <= one.at_s <= at_s for one in self.began
-            ):
+    def waits(self) -> list[tuple[float, float]]:
+        """When no sequence of it had memory, in order of time; the last end may be infinite."""
+        changes = [(one.at_s, 1, one.seq_id) for one in self.began]
+        changes += [(at_s, 0, seq_id) for at_s, seq_id, _ in self.lost]
+        had, since_s, found = set[int](), self.submitted_s, list[tuple[float, float]]()
+        for at_s, begins, seq_id in sorted(changes):
+            if begins:
+                if not had:
+                    found.append((since_s, at_s))
+                had.add(seq_id)
+            elif had:
                 had.discard(seq_id)
-        return not had
+                since_s = at_s
+        return found if had else [*found, (since_s, math.inf)]
 
 
 @dataclass(slots=True)
