@@ -23,8 +23,8 @@ MAX_STEPS = 300
 SETTLED = 1e-8
 """Descent still promised, as a share of the objective, below which a fit has converged."""
 
-CHUNK = 256
-"""Fits that go through together: what they need stays within the cache of a core."""
+CHUNK_RUNS = 1 << 16
+"""Runs of all fits that go through together: what they need stays within the cache of a core."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +77,11 @@ def huber(residuals: Floats, delta: float = DELTA) -> Floats:
     """r^2 / 2 up to delta, delta (|r| - delta / 2) beyond. Huber 1964."""
     size = np.abs(residuals)
     return np.asarray(np.where(size <= delta, 0.5 * size * size, delta * (size - 0.5 * delta)))
+
+
+def chunk_fits(num_runs: int) -> int:
+    """Fits that go through together."""
+    return max(1, CHUNK_RUNS // num_runs)
 
 
 def _log_terms(model: Model, theta: Floats) -> Floats:
@@ -194,9 +199,10 @@ def minimise(
     every = np.ones(model.num_runs) if weights is None else np.asarray(weights, dtype=float)
     every = np.broadcast_to(every, (len(starts), model.num_runs))
     moving = np.ones(model.num_constants, dtype=bool) if free is None else free
+    chunk = chunk_fits(model.num_runs)
     parts = [
-        _minimise_chunk(model, starts[i : i + CHUNK], every[i : i + CHUNK], delta, moving)
-        for i in range(0, len(starts), CHUNK)
+        _minimise_chunk(model, starts[i : i + chunk], every[i : i + chunk], delta, moving)
+        for i in range(0, len(starts), chunk)
     ]
     return Descent(
         theta=np.concatenate([part.theta for part in parts]),

@@ -138,7 +138,7 @@ def _best(model: Model, candidates: Floats, count: int = NUM_STARTS) -> Floats:
     values = np.concatenate(
         [
             descent.objective(model, part, np.ones(model.num_runs))
-            for part in np.array_split(candidates, -(-len(candidates) // descent.CHUNK))
+            for part in np.array_split(candidates, -(-len(candidates) // descent.chunk_fits(model.num_runs)))
         ]
     )
     best: Floats = candidates[np.argsort(values, kind="stable")[:count]]

@@ -34,6 +34,9 @@ ALIASES = {
 }
 """Names of columns that are understood, compared without case and with spaces as underscores."""
 
+MAX_RUNS = 20_000
+"""More are refused: checkpoints of a run are no runs, and resamples of so many fill the memory."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Runs:
@@ -136,6 +139,8 @@ def read_table(
             continue
         for name, place in places.items():
             values[name].append(_number(row, place, header, reader.line_num, source))
+        if len(values["loss"]) > MAX_RUNS:
+            raise ConfigError(f"{source} has more than {MAX_RUNS} runs; keep the last checkpoints of each")
     if not values["loss"]:
         raise ConfigError(f"{source} has a header and no runs")
     return from_columns(values)

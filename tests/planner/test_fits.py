@@ -175,6 +175,25 @@ def test_leaving_a_run_out_is_fitting_without_it():
     assert fitted.runs.loss[strongest.run] > 3.0
 
 
+def test_of_many_runs_those_that_pull_are_left_out():
+    """3000 runs: a spoilt one is among those tried, and those not tried move the law less than the strongest do."""
+    rng = np.random.default_rng(4)
+    params, tokens = np.exp(rng.uniform(14, 23, 3000)), np.exp(rng.uniform(17, 26, 3000))
+    loss = PUBLISHED["corrected"].law.losses(params, tokens) * np.exp(rng.normal(0, 0.004, 3000))
+    corner = int(np.argmin(tokens))
+    loss[corner] *= 1.5
+    fitted = fits.fit(from_columns({"params": params, "tokens": tokens, "loss": loss}))
+    beta = fitted.constants()["beta"]
+    reports = scrutiny.influences(fitted)
+    assert len(reports) == scrutiny.MAX_LEFT_OUT
+    moves = {one.run: abs(one.without["beta"] - beta) for one in reports}
+    assert corner in moves
+    passed_over = sorted(set(range(3000)) - set(moves))
+    for run in rng.choice(passed_over, 4, replace=False):
+        rest = fits.fit(fitted.runs.chosen(np.arange(3000) != run))
+        assert abs(rest.constants()["beta"] - beta) < 0.7 * max(moves.values())
+
+
 def test_the_same_seed_gives_the_same_samples():
     one, two = (fits.bootstrap(public_fit(), 50, seed=7).samples["beta"] for _ in range(2))
     assert (one == two).all()
@@ -261,7 +280,10 @@ def test_bad_settings():
 
 @pytest.mark.slow
 def test_intervals_cover_what_they_promise():
-    """500 synthetic tables on the public sizes and tokens: nominal 80 % intervals hold the truth in 76 to 84 %."""
+    """500 synthetic tables on the public sizes and tokens: nominal 80 % intervals hold the truth in 76 to 84 %.
+
+    That is asked of all constants together; of each alone with three standard errors of a share of 500 more.
+    """
     law = PUBLISHED["corrected"].law
     truth = law.constants() | {"a": law.params_exponent}
     held = dict.fromkeys(truth, 0)
@@ -271,4 +293,6 @@ def test_intervals_cover_what_they_promise():
             low, high = bootstrap.interval(name, 0.8)
             held[name] += low <= value <= high
     shares = {name: count / 500 for name, count in held.items()}
-    assert all(0.76 <= share <= 0.84 for share in shares.values()), shares
+    assert 0.76 <= sum(shares.values()) / len(shares) <= 0.84, shares
+    margin = 3 * (0.8 * 0.2 / 500) ** 0.5
+    assert all(0.76 - margin <= share <= 0.84 + margin for share in shares.values()), shares

@@ -94,3 +94,9 @@ def test_the_public_points():
         runs = read_table(lines)
     assert len(runs) == 245
     assert np.allclose(runs.flop, 6 * runs.params * runs.tokens, rtol=1e-6)
+
+
+def test_too_many_runs_are_refused():
+    text = "params,tokens,loss\n" + "1e6,1e7,3\n" * 20_001
+    with pytest.raises(ConfigError, match="more than 20000 runs; keep the last checkpoints of each"):
+        table(text)
