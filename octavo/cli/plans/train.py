@@ -14,11 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from octavo.cli import output
 from octavo.cli.amounts import amount, short
-from octavo.cli.plans import training_flags
+from octavo.cli.plans import models, training_flags
 from octavo.errors import ConfigError
 
 if TYPE_CHECKING:
-    from octavo.arch.shape import Shape
     from octavo.planner.train_cost import Fleet, TrainCost, Verdict, Workload
 
 
@@ -61,17 +60,7 @@ def _workload(args: argparse.Namespace) -> Workload:
         return train_cost.of_size(args.params, args.tokens, args.active_params)
     if args.active_params is not None:
         raise ConfigError("--active-params goes with --params; a MODEL says its own")
-    return train_cost.of_shape(shape_of(args.model), args.tokens, int(args.sequence))
-
-
-def shape_of(model: str) -> Shape:
-    """A known model, a config file or folder, or a hub id of which only config.json is fetched. Raises LoadError."""
-    from octavo.arch import known
-    from octavo.arch.shape import Shape
-    from octavo.cli.plans.models import config_file
-
-    found = known.find(model)
-    return Shape.from_file(config_file(model)) if found is None else known.shape(found)
+    return train_cost.of_shape(models.find(args.model)[1], args.tokens, int(args.sequence))
 
 
 def _notes(work: Workload, law: str, is_mute: bool) -> list[str]:
