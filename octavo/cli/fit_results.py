@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from octavo.planner import scrutiny
+from octavo.planner import spans
 from octavo.planner.fit_report import Figure, Report
 from octavo.planner.fits import Bootstrap
 from octavo.planner.isoflop import Trend
@@ -14,7 +14,7 @@ from octavo.planner.isoflop import Trend
 def as_json(told: Report) -> dict[str, Any]:
     """Everything the report holds; rows are numbered as in the table, from 1."""
     fitted = told.fitted
-    spans = scrutiny.ranges(fitted.runs)
+    reach = spans.ranges(fitted.runs)
     rows = fitted.runs.row_numbers
     return {
         "law": {"name": fitted.form.name, "formula": fitted.form.formula},
@@ -33,7 +33,7 @@ def as_json(told: Report) -> dict[str, Any]:
         "profile_intervals": {
             name: {"low": _finite(low), "high": _finite(high)} for name, (low, high) in told.profiles.items()
         },
-        "ranges": {name: {"low": span.low, "high": span.high} for name, span in spans.items()},
+        "ranges": {name: {"low": span.low, "high": span.high} for name, span in reach.items()},
         "influences": [
             {
                 "row": int(rows[one.run]),

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from octavo.errors import ConfigError
-from octavo.planner import fits, isoflop, scrutiny
+from octavo.planner import fits, isoflop, scrutiny, spans
 from octavo.planner.descent import DELTA
 from octavo.planner.fits import Bootstrap, Fit
 from octavo.planner.laws import FLOP_PER_PARAM_TOKEN, KaplanLaw, MoeLaw, ParametricLaw, PowerLaw
@@ -218,11 +218,14 @@ def _warnings(
 ) -> list[str]:
     found = []
     if choices.flop is not None and "params" in advice:
-        found += scrutiny.extrapolation_warnings(
-            fitted.runs, flop=choices.flop, params=advice["params"].value, tokens=advice["tokens"].value
+        found += spans.extrapolation_warnings(
+            spans.ranges(fitted.runs),
+            flop=choices.flop,
+            params=advice["params"].value,
+            tokens=advice["tokens"].value,
         )
     elif choices.flop is not None:
-        span = scrutiny.ranges(fitted.runs)["flop"]
+        span = spans.ranges(fitted.runs)["flop"]
         times = span.times_outside(choices.flop)
         if times > 1:
             found.append(f"C = {choices.flop:.3g} FLOPs is {times:.3g} times outside the runs")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from octavo.errors import ConfigError
 from octavo.planner.laws import FLOP_PER_PARAM_TOKEN, Allocation, KaplanLaw, Optimum, ParametricLaw, PowerLaw
+from octavo.planner.spans import Range, extrapolation_warnings
 
 PF_DAY_FLOP = 1e15 * 86400
 """Compute is in PF-days in Kaplan et al. 2020."""
@@ -20,6 +22,7 @@ class Published:
     """A law with its source.
 
     remark    what a user must know before following it
+    spans     how far the runs reached that it was fitted to, where that is known
     is_sound  False for constants that are kept only to show what rounding does
     """
 
@@ -27,6 +30,7 @@ class Published:
     law: ParametricLaw | Allocation
     source: str
     remark: str = ""
+    spans: Mapping[str, Range] | None = None
     is_sound: bool = True
 
     def optimum(self, flop: float) -> Optimum:
@@ -38,6 +42,13 @@ def _between(low_params: float, low_flop: float, high_params: float, high_flop: 
     """Exponent of N* ~ C^a through two rows of a table."""
     return math.log(high_params / low_params) / math.log(high_flop / low_flop)
 
+
+CHINCHILLA_SPANS = {
+    "params": Range(low=57.3e6, high=16.2e9),
+    "tokens": Range(low=0.819e9, high=318e9),
+    "flop": Range(low=1.40e18, high=1.30e22),
+}
+"""Of the 240 points that remain of figure 4 of Hoffmann et al. 2022 (epoch-research/analyzing-chinchilla)."""
 
 _ADVICE = (
     Published(
@@ -73,6 +84,7 @@ _ADVICE = (
             alpha=0.33917084,
             beta=0.2849083,
         ),
+        spans=CHINCHILLA_SPANS,
         source="Hoffmann et al. 2022 (arXiv 2203.15556) approach 3, unrounded in the paper's TeX source",
         remark="does not minimise its own objective: the optimiser stopped early (arXiv 2404.10102)",
     ),
@@ -85,6 +97,7 @@ _ADVICE = (
     Published(
         name="epoch",
         law=ParametricLaw(E=1.8169, A=482.01, B=2085.43, alpha=0.3478, beta=0.3658),
+        spans=CHINCHILLA_SPANS,
         source="Besiroglu et al. 2024 (arXiv 2404.10102), refit of 240 points of approach 3, as printed",
     ),
     Published(
@@ -96,12 +109,14 @@ _ADVICE = (
             alpha=0.34731048477188103,
             beta=0.36717243522652604,
         ),
+        spans=CHINCHILLA_SPANS,
         source="`octavo fit --drop-outliers 5` on the 245 points of epoch-research/analyzing-chinchilla",
         remark="the exact minimum of the objective of approach 3",
     ),
     Published(
         name="chinchilla-rounded",
         law=ParametricLaw(E=1.69, A=406.4, B=410.7, alpha=0.34, beta=0.28),
+        spans=CHINCHILLA_SPANS,
         source="Hoffmann et al. 2022 (arXiv 2203.15556) appendix D.2, as printed",
         remark="two digits only",
         is_sound=False,
@@ -109,6 +124,7 @@ _ADVICE = (
     Published(
         name="chinchilla-0.29",
         law=ParametricLaw(E=1.69, A=406.4, B=410.7, alpha=0.34, beta=0.29),
+        spans=CHINCHILLA_SPANS,
         source="the same, as lecture notes give it: 0.2849 rounded up",
         remark="a wrong rounding",
         is_sound=False,
@@ -131,6 +147,15 @@ KAPLAN_COMPUTE = PowerLaw(scale=3.1e8 * PF_DAY_FLOP, exponent=0.050)
 
 KAPLAN_JOINT = KaplanLaw(Nc=6.4e13, Dc=1.8e13, alpha_n=0.076, alpha_d=0.103)
 """L(N, D). Kaplan et al. 2020 table 2; its pair for D is not that of `KAPLAN_TOKENS`."""
+
+
+def beyond(name: str, *, params: float, tokens: float, flop: float) -> list[str]:
+    """How far a model leaves the runs a published law was fitted to; nothing where they are not known."""
+    known = published(name).spans
+    if known is None:
+        return []
+    what = f"the runs of {name}"
+    return extrapolation_warnings(known, params=params, tokens=tokens, flop=flop, what=what)
 
 
 def published(name: str) -> Published:

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from octavo.errors import ConfigError
 from octavo.planner import descent, fits
 from octavo.planner.fits import Fit, with_exponents
-from octavo.planner.runs import Runs
 
 MAX_LEFT_OUT = 1000
 
@@ -138,41 +137,3 @@ def _crossing(fitted: Fit, place: int, bound: float, sign: float) -> float:
             return float(values[right - 1] + share * (values[right] - values[right - 1]))
         reach *= 2
     return sign * math.inf
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Range:
-    """The span of the runs in one variable."""
-
-    low: float
-    high: float
-
-    def times_outside(self, value: float) -> float:
-        """How many times beyond the nearer end a value lies; 1 inside."""
-        return max(value / self.high, self.low / value, 1.0)
-
-
-def ranges(runs: Runs) -> dict[str, Range]:
-    """Spans of parameters, tokens and compute."""
-    columns = {"params": runs.params, "tokens": runs.tokens, "flop": runs.flop}
-    return {
-        name: Range(low=float(values.min()), high=float(values.max())) for name, values in columns.items()
-    }
-
-
-LABELS = {"params": ("N", "parameters"), "tokens": ("D", "tokens"), "flop": ("C", "FLOPs")}
-
-
-def extrapolation_warnings(runs: Runs, *, params: float, tokens: float, flop: float) -> list[str]:
-    """A sentence for each variable in which advice leaves the range of the runs, by how many times."""
-    spans, warnings = ranges(runs), []
-    for name, value in (("flop", flop), ("params", params), ("tokens", tokens)):
-        span, (letter, unit) = spans[name], LABELS[name]
-        times = span.times_outside(value)
-        if times > 1.0 + 1e-9:
-            side = "above the largest" if value > span.high else "below the smallest"
-            warnings.append(
-                f"{letter} = {value:.3g} {unit} is {times:.3g} times {side} of the runs "
-                f"({span.low:.3g} to {span.high:.3g})"
-            )
-    return warnings

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from octavo.errors import ConfigError
-from octavo.planner import fits, scrutiny
+from octavo.planner import fits, scrutiny, spans
 from octavo.planner.laws import KaplanLaw, MoeLaw, ParametricLaw, PowerLaw
 from octavo.planner.published import PUBLISHED
 from octavo.planner.runs import Runs, from_columns
@@ -226,11 +226,15 @@ def test_profiles_cover_what_they_promise_for_plain_noise():
 
 
 def test_advice_beyond_the_runs_says_how_far():
-    texts = scrutiny.extrapolation_warnings(public_points(), flop=5.76e23, params=73e9, tokens=1e10)
+    texts = spans.extrapolation_warnings(
+        spans.ranges(public_points()), flop=5.76e23, params=73e9, tokens=1e10
+    )
     assert len(texts) == 2
     assert texts[0].startswith("C = 5.76e+23 FLOPs is 44.5 times above the largest of the runs")
     assert texts[1].startswith("N = 7.3e+10 parameters is 4.51 times above the largest")
-    (below,) = scrutiny.extrapolation_warnings(public_points(), flop=1e20, params=1e9, tokens=1.2e8)
+    (below,) = spans.extrapolation_warnings(
+        spans.ranges(public_points()), flop=1e20, params=1e9, tokens=1.2e8
+    )
     assert below.startswith("D = 1.2e+08 tokens is 2.04 times below the smallest")
 
 

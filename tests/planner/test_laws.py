@@ -20,6 +20,7 @@ from octavo.planner.published import (
     KAPLAN_JOINT,
     KAPLAN_PARAMS,
     PUBLISHED,
+    beyond,
     published,
     rates,
 )
@@ -174,3 +175,11 @@ def test_rates_of_a_budget():
     got = rates(1e20)
     assert got.batch_tokens == pytest.approx(0.2920 * 10 ** (20 * 0.3271))
     assert got.learning_rate == pytest.approx(0.3118 * 10**-2.5)
+
+
+def test_published_laws_say_how_far_their_runs_reached():
+    texts = beyond("corrected", params=73e9, tokens=1.3e12, flop=5.76e23)
+    assert [text.split(" = ")[0] for text in texts] == ["C", "N", "D"]
+    assert "44.3 times above the largest of the runs of corrected" in texts[0]
+    assert beyond("corrected", params=1e9, tokens=2e10, flop=1.2e20) == []
+    assert beyond("kaplan", params=1e12, tokens=1e9, flop=6e21) == []

@@ -24,7 +24,7 @@ from octavo.errors import ConfigError
 
 if TYPE_CHECKING:
     from octavo.cli.plans.design_output import Plan
-    from octavo.planner.design import Wishes
+    from octavo.planner.design import Ranked, Wishes
     from octavo.planner.fit_report import Report
     from octavo.planner.laws import Optimum, ParametricLaw
     from octavo.planner.served import Costs
@@ -116,7 +116,7 @@ def _plan(args: argparse.Namespace) -> Plan:
         designs=designs,
         bill=train_cost.cost(designs[0].training_flop, fleet),
         fleet=fleet,
-        warnings=_warnings(args, report, wishes),
+        warnings=_warnings(args, report, wishes, designs[0]),
     )
 
 
@@ -213,8 +213,14 @@ def _wishes(args: argparse.Namespace) -> Wishes:
     return Wishes(tensor_parallel=args.tp, vocabulary=args.vocabulary, experts=args.experts, active=active)
 
 
-def _warnings(args: argparse.Namespace, report: Report | None, wishes: Wishes) -> list[str]:
-    found = list(report.warnings) if report is not None else []
+def _warnings(args: argparse.Namespace, report: Report | None, wishes: Wishes, first: Ranked) -> list[str]:
+    from octavo.planner.published import beyond
+
+    params, tokens = first.design.active_params, first.tokens
+    if report is not None:
+        found = list(report.warnings)
+    else:
+        found = beyond(args.law, params=params, tokens=tokens, flop=6 * params * tokens)
     if wishes.experts > 1 and (report is None or report.fitted.form.name != "moe"):
         found.append(
             "no published law of experts has constants that could be checked: losses are those of dense models of the "

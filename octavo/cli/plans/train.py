@@ -64,7 +64,10 @@ def _workload(args: argparse.Namespace) -> Workload:
 
 
 def _notes(work: Workload, law: str, is_mute: bool) -> list[str]:
-    notes = []
+    from octavo.planner.published import beyond
+
+    flop = 6 * work.active_params * work.tokens
+    notes = beyond(law, params=work.active_params, tokens=work.tokens, flop=flop)
     if is_mute:
         notes.append(f"{law} predicts no loss, so nothing is said of the split; try --law corrected")
     if work.active_params < work.params:

@@ -80,7 +80,7 @@ def describe(bill: TrainCost, fleet: Fleet) -> str:
     told = f"{fleet.num_devices} x {fleet.device.name} at MFU {fleet.mfu:g}: {wall}"
     told += f", {format_count(bill.device_hours)} device-hours"
     if bill.usd is not None:
-        told += f", ${bill.usd:,.0f} at ${fleet.price_usd:g} an hour"
+        told += f", ${bill.usd:,.{0 if bill.usd >= 100 else 2}f} at ${fleet.price_usd:g} an hour"
     if bill.energy_wh is not None:
-        told += f", at most {format_count(bill.energy_wh)} Wh"
+        told += f", at most {format_count(bill.energy_wh)}Wh"
     return told
