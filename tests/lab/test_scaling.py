@@ -2,7 +2,6 @@
 
 import csv
 import itertools
-import shutil
 
 import numpy as np
 import pytest
@@ -77,11 +76,13 @@ def rows_of(folder):
     return rows
 
 
-def test_a_stopped_sweep_goes_on_to_the_same_losses(tmp_path):
+def test_a_stopped_sweep_goes_on_to_the_same_losses(tmp_path, monkeypatch, few_sources, small_tokenizer):
+    monkeypatch.setattr(scaling.corpus, "split", lambda: (few_sources, few_sources[:1]))
+    for name in ("whole", "parts"):
+        (tmp_path / name).mkdir()
+        small_tokenizer.save(str(tmp_path / name / "tokenizer.json"))
     flags = ["--members", "0.1M", "--threads", "1", "--max-files", "10"]
     scaling.main([str(tmp_path / "whole"), *flags, "--tokens", "20000", "40000"])
-    (tmp_path / "parts").mkdir()
-    shutil.copy(tmp_path / "whole" / "tokenizer.json", tmp_path / "parts")
     scaling.main([str(tmp_path / "parts"), *flags, "--tokens", "20000"])
     scaling.main([str(tmp_path / "parts"), *flags, "--tokens", "20000", "40000"])
     whole, parts = rows_of(tmp_path / "whole"), rows_of(tmp_path / "parts")
