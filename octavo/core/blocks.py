@@ -70,16 +70,17 @@ class BlockPool:
         """
         if count > self.num_available:
             return None
+        references, generations, scratch = self.references, self.generations, self.scratch
         taken = []
         for _ in range(count):
-            if self.scratch:
-                block = self.scratch.pop()
+            if scratch:
+                block = scratch.pop()
             else:
                 block = self.idle.pop()
                 del self._anchors[block]
                 self._on_evict(block)
-            self.references[block] = 1
-            self.generations[block] += 1
+            references[block] = 1
+            generations[block] += 1
             taken.append(block)
         return taken
 
@@ -118,8 +119,15 @@ class BlockPool:
 
     def give_back_all(self, blocks: list[int]) -> None:
         """Drop one reference of each, last first, so that the deepest of a chain is evicted first."""
+        references, anchors, until = self.references, self._anchors, self._defer_until
         for block in reversed(blocks):
-            if block != NULL_BLOCK:
+            if references[block] == 1 and block not in anchors and block != NULL_BLOCK:
+                references[block] = 0  # the usual case, without calls
+                if until is None:
+                    self.scratch.append(block)
+                else:
+                    self.deferred[block] = until
+            elif block != NULL_BLOCK:
                 self.give_back(block)
 
     def publish(self, block: int, anchor: int = NULL_BLOCK) -> None:
@@ -175,12 +183,17 @@ class BlockPool:
 
     def settle(self, step_number: int) -> None:
         """That step, and all before it, have been committed: free what waited for them."""
-        while self.deferred:
-            block = next(iter(self.deferred))
-            if self.deferred[block] > step_number:
+        deferred, anchors = self.deferred, self._anchors
+        while deferred:
+            block, until = deferred.popitem(last=False)
+            if until > step_number:
+                deferred[block] = until
+                deferred.move_to_end(block, last=False)
                 return
-            del self.deferred[block]
-            self._free(block)
+            if block in anchors:
+                self.idle.add(block)
+            else:
+                self.scratch.append(block)
 
     def _free_in_time(self, block: int) -> None:
         if self._defer_until is not None:

@@ -166,6 +166,10 @@ class Scheduler:
             events.append(self._end(sequence, reason))
         return events
 
+    def tell_costs(self, fixed_tokens: int) -> None:
+        """What steps have been measured to cost: without any tokens as much as so many more tokens."""
+        self._planner.fixed_tokens = fixed_tokens
+
     def pin(self, tokens: Iterable[int], namespace: bytes = b"") -> int:
         """Keep the cached full blocks of this prefix from eviction. Returns how many are kept now.
 
@@ -301,9 +305,9 @@ class Scheduler:
         self.roster.served_output(sequence)
         events.append(Token(request.request_id, sequence.seq_id, sequence.index, position, token, payload))
         params = request.params
-        may_stop = sequence.num_output_tokens >= params.min_tokens
         is_end = token in request.end_token_ids and not params.ignore_eos
-        if may_stop and (is_end or token in params.stop_token_ids):
+        is_stop = is_end or token in params.stop_token_ids
+        if is_stop and sequence.num_output_tokens >= params.min_tokens:
             events.append(self._end(sequence, "stop", stop_token=token))
         elif len(sequence.tokens) >= sequence.max_total_tokens:
             events.append(self._end(sequence, "length"))

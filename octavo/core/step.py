@@ -81,7 +81,7 @@ class Step:
 
     @property
     def num_tokens(self) -> int:
-        return sum(s.num_tokens for s in self.slices)
+        return sum([piece.num_tokens for piece in self.slices])
 
 
 @dataclass(frozen=True, slots=True)

@@ -112,8 +112,8 @@ MUTANTS = [
         "waiting blocks are freed by the commit of an earlier step",
         "14",
         "blocks.py",
-        "            if self.deferred[block] > step_number:\n",
-        "            if self.deferred[block] > step_number + 1:\n",
+        "            if until > step_number:\n",
+        "            if until > step_number + 1:\n",
     ),
     Mutant(
         "the step that is planned ahead does not hold back frees",
@@ -268,8 +268,8 @@ MUTANTS = [
         "cached blocks are evicted while scratch is free",
         "eviction order",
         "blocks.py",
-        "            if self.scratch:\n",
-        "            if self.scratch and not self.idle:\n",
+        "            if scratch:\n",
+        "            if scratch and not self.idle:\n",
     ),
     Mutant(
         "a block in use does not hold on to its prefix",
@@ -466,8 +466,8 @@ MUTANTS = [
         "an end token ends an output before min_tokens",
         "ends",
         "scheduler.py",
-        "may_stop = sequence.num_output_tokens >= params.min_tokens",
-        "may_stop = True",
+        "if is_stop and sequence.num_output_tokens >= params.min_tokens:",
+        "if is_stop:",
     ),
     Mutant(
         "order depends on where objects lie in memory",
