@@ -16,7 +16,7 @@ def as_json(told: Report) -> dict[str, Any]:
     fitted = told.fitted
     reach = spans.ranges(fitted.runs)
     rows = fitted.runs.row_numbers
-    return {
+    plain = {
         "law": {"name": fitted.form.name, "formula": fitted.form.formula},
         "constants": {name: figure_json(figure) for name, figure in told.constants.items()},
         "fit": {
@@ -31,7 +31,7 @@ def as_json(told: Report) -> dict[str, Any]:
         },
         "bootstrap": None if told.bootstrap is None else _bootstrap(told.bootstrap, told.choices.level),
         "profile_intervals": {
-            name: {"low": _finite(low), "high": _finite(high)} for name, (low, high) in told.profiles.items()
+            name: {"low": low, "high": high} for name, (low, high) in told.profiles.items()
         },
         "ranges": {name: {"low": span.low, "high": span.high} for name, span in reach.items()},
         "influences": [
@@ -54,6 +54,8 @@ def as_json(told: Report) -> dict[str, Any]:
         else {"flop": told.choices.flop} | {name: figure_json(one) for name, one in told.advice.items()},
         "warnings": told.warnings,
     }
+    found: dict[str, Any] = finite(plain)
+    return found
 
 
 def figure_json(figure: Figure) -> dict[str, float | None]:
@@ -72,7 +74,10 @@ def _bootstrap(bootstrap: Bootstrap, level: float) -> dict[str, Any]:
         "num_unsettled": bootstrap.num_unsettled,
         "seed": bootstrap.seed,
         "level": level,
-        "covariance": {"names": names, "matrix": bootstrap.covariance(names).tolist()},
+        "covariance": {
+            "names": names,
+            "matrix": bootstrap.covariance(names).tolist(),
+        },
     }
 
 
@@ -81,13 +86,17 @@ def _trend(trend: Trend | str, bias: float | None = None) -> dict[str, Any]:
         return {"exponent": None, "because": trend}
     found: dict[str, Any] = {
         "exponent": trend.exponent,
-        "standard_error": _finite(trend.exponent_error),
+        "standard_error": trend.exponent_error,
         "num_points": trend.num_points,
         "spread": trend.spread,
     }
     return found if bias is None else found | {"bias": bias}
 
 
-def _finite(value: float) -> float | None:
-    """JSON has no infinity: an open end is null."""
-    return value if math.isfinite(value) else None
+def finite(value: Any) -> Any:
+    """The same without infinities, which JSON does not have: an open end is null."""
+    if isinstance(value, dict):
+        return {key: finite(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -178,7 +178,13 @@ def _steps(
     matrix = np.where(free[:, None] & free[None, :], matrix, 0.0)
     matrix[:, ~free, ~free] = 1.0
     right = np.where(free, gradient, 0.0)
-    return -np.asarray(np.linalg.solve(matrix, right[:, :, None])[:, :, 0])
+    sound = np.isfinite(matrix).all(axis=(1, 2)) & np.isfinite(right).all(axis=1)
+    matrix[~sound], right[~sound] = np.eye(p), 0.0
+    try:
+        step = np.linalg.solve(matrix, right[:, :, None])
+    except np.linalg.LinAlgError:  # some fit's runs do not determine its constants: the shortest of all steps
+        step = np.linalg.pinv(matrix) @ right[:, :, None]
+    return -np.asarray(step[:, :, 0])
 
 
 def minimise(

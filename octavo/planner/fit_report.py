@@ -127,7 +127,7 @@ def _figure(value: float, samples: Floats | None, level: float) -> Figure:
     if samples is None:
         return Figure(value)
     low, high = fits.interval(samples, level)
-    return Figure(value, float(np.std(samples, ddof=1)), low, high)
+    return Figure(value, fits.spread(samples), low, high)
 
 
 def _constants(fitted: Fit, bootstrap: Bootstrap | None, level: float) -> dict[str, Figure]:

@@ -91,7 +91,7 @@ def fit(runs: Runs, law: str = "chinchilla", *, delta: float = DELTA) -> Fit:
             f"{form.formula} did not settle on these {len(runs)} runs; use a law with fewer constants"
         )
     theta = ends.theta[best]
-    found = {name: float(value[0]) for name, value in form.to_constants(theta[None], centres).items()}
+    found = {name: float(value[0]) for name, value in form.named(theta[None], centres).items()}
     floor = SAME_OBJECTIVE * ends.objective[best] + 1e-18
     return Fit(
         form=form,
@@ -144,7 +144,7 @@ class Bootstrap:
         return len(next(iter(self.samples.values())))
 
     def standard_error(self, name: str) -> float:
-        return float(np.std(self.samples[name], ddof=1))
+        return spread(self.samples[name])
 
     def interval(self, name: str, level: float) -> tuple[float, float]:
         """Percentile interval that holds `level` of the refits, as much left out below as above."""
@@ -152,14 +152,22 @@ class Bootstrap:
 
     def covariance(self, names: Sequence[str]) -> Floats:
         """[k, k] of some constants."""
-        return np.atleast_2d(np.cov(np.stack([self.samples[name] for name in names])))
+        with np.errstate(over="ignore", invalid="ignore"):
+            return np.atleast_2d(np.cov(np.stack([self.samples[name] for name in names])))
+
+
+def spread(values: Floats) -> float:
+    """Standard deviation; infinite where squares are beyond floats."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return float(np.nan_to_num(np.std(values, ddof=1), nan=np.inf))
 
 
 def interval(values: Floats, level: float) -> tuple[float, float]:
     """Percentile interval of values."""
     if not 0 < level < 1:
         raise ConfigError(f"the level of an interval must lie between 0 and 1, got {level:g}")
-    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+    with np.errstate(invalid="ignore"):
+        low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 
@@ -172,7 +180,7 @@ def bootstrap(fitted: Fit, resamples: int, seed: int) -> Bootstrap:
     counts = rng.multinomial(number, np.full(number, 1 / number), size=resamples).astype(float)
     starts = np.repeat(fitted.theta[None], resamples, axis=0)
     ends = descent.minimise(fitted.model, starts, counts, delta=fitted.delta)
-    samples = with_exponents(fitted.form.to_constants(ends.theta, fitted.centres))
+    samples = with_exponents(fitted.form.named(ends.theta, fitted.centres))
     good = ends.converged & np.all([np.isfinite(values) for values in samples.values()], axis=0)
     if "a" in samples and "beta" in samples and fitted.form is forms.PARAMETRIC:
         good &= (samples["alpha"] > 0) & (samples["beta"] > 0)
@@ -196,10 +204,12 @@ def with_exponents(samples: dict[str, Floats]) -> dict[str, Floats]:
 
 def optimum_samples(samples: dict[str, Floats], flop: float) -> dict[str, Floats]:
     """params, tokens, tokens_per_param and loss at the optimum of a budget, for each refit of the parametric law."""
-    alpha, beta = samples["alpha"], samples["beta"]
-    balance = (alpha * samples["A"] / (beta * samples["B"])) ** (1 / (alpha + beta))
-    pairs = flop / FLOP_PER_PARAM_TOKEN
-    params = balance * pairs ** (beta / (alpha + beta))
-    tokens = pairs / params
-    loss = samples["E"] + samples["A"] / params**alpha + samples["B"] / tokens**beta
-    return {"params": params, "tokens": tokens, "tokens_per_param": tokens / params, "loss": loss}
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        alpha, beta = samples["alpha"], samples["beta"]
+        balance = (alpha * samples["A"] / (beta * samples["B"])) ** (1 / (alpha + beta))
+        pairs = flop / FLOP_PER_PARAM_TOKEN
+        params = balance * pairs ** (beta / (alpha + beta))
+        tokens = pairs / params
+        loss = samples["E"] + samples["A"] / params**alpha + samples["B"] / tokens**beta
+        ratio = tokens / params
+    return {"params": params, "tokens": tokens, "tokens_per_param": ratio, "loss": loss}

@@ -69,6 +69,11 @@ class Form:
         """Centred logarithms of the runs' variables."""
         return {name: np.log(_column(runs, name)) - centres[name] for name in self.needs}
 
+    def named(self, theta: Floats, centres: dict[str, float]) -> Columns:
+        """Constants by name, [B] each; infinite where they are beyond floats."""
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+            return self.to_constants(theta, centres)
+
     def check(self, runs: Runs) -> None:
         """Raises ConfigError where the runs cannot determine the constants."""
         minimum = len(self.constants) + 1

@@ -46,7 +46,7 @@ def influences(fitted: Fit) -> list[Influence]:
     ends = descent.minimise(
         fitted.model, np.repeat(fitted.theta[None], len(chosen), axis=0), weights, delta=fitted.delta
     )
-    found = with_exponents(fitted.form.to_constants(ends.theta, fitted.centres))
+    found = with_exponents(fitted.form.named(ends.theta, fitted.centres))
     sigma = fitted.robust_sigma
     return [
         Influence(

@@ -189,5 +189,7 @@ def test_amounts():
 
 
 def test_open_ends_are_null():
-    assert fit_results._finite(float("inf")) is None
-    assert fit_results._finite(1.5) == 1.5
+    assert fit_results.finite({"a": [float("inf"), 1.5, {"b": float("nan")}], "c": "x"}) == {
+        "a": [None, 1.5, {"b": None}],
+        "c": "x",
+    }

@@ -8,7 +8,7 @@ from typing import Any
 from octavo.cli import output
 from octavo.cli.amounts import short
 from octavo.cli.fit import print_figures
-from octavo.cli.fit_results import figure_json
+from octavo.cli.fit_results import figure_json, finite
 from octavo.cli.plans import training_flags
 from octavo.planner.design import Ranked
 from octavo.planner.fit_report import Report
@@ -137,7 +137,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
         },
         "own_runs": None
         if plan.report is None
-        else {name: figure_json(one) for name, one in plan.report.advice.items()},
+        else finite({name: figure_json(one) for name, one in plan.report.advice.items()}),
         "unit": plan.unit,
         "life": None
         if plan.life is None or plan.whole_budget is None
