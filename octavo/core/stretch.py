@@ -62,11 +62,13 @@ def measure(scheduler: Scheduler, awaited: Step) -> Stretch | None:
     """What can be skipped from here, between two turns, with `awaited` under way; None when the next must be played.
 
     Not when a sequence is about to end, to begin, to be preempted or to draw a token that may end it; nor with a
-    sliding window, which frees blocks as it goes.
+    sliding window, which frees blocks as it goes; nor with several priorities, of which a worse one may have to pause.
     """
     roster, cache = scheduler.roster, scheduler.cache
     slices = awaited.slices
     if len(slices) != len(roster.resident) or awaited.num_tokens != len(slices) or not slices:
+        return None
+    if roster.resident[0].request.priority != roster.resident[-1].request.priority:
         return None
     if cache.has_window or awaited.copies or len(scheduler.flights) != 1 or scheduler.has_news:
         return None
