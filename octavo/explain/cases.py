@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from octavo.core.limits import Limits
 from octavo.errors import ConfigError
 from octavo.explain.scenes import Scene
-from octavo.sim.lengths import Empirical, Fixed, Lengths, Poisson, Uniform
+from octavo.sim.lengths import Constant, Empirical, Fixed, Lengths, Poisson, Uniform
 from octavo.sim.operations import Failure
 from octavo.sim.timing import Blend, Host, Timing
 from octavo.sim.workload import Maker, Mix, Open, Prefixes, Workload
@@ -62,9 +62,12 @@ def _open(
     *,
     prefixes: Prefixes | None = None,
     clients: tuple[tuple[str, float], ...] = (),
+    is_even: bool = False,
 ) -> Workload:
+    """So many requests at a rate per second, with exponential gaps or even ones."""
     mix = Mix(prompt=prompt, output=output, prefixes=prefixes, clients=clients)
-    return Open(gaps=Poisson(rate), maker=Maker(mix, SEED), num_requests=count)
+    gaps = Constant(rate) if is_even else Poisson(rate)
+    return Open(gaps=gaps, maker=Maker(mix, SEED), num_requests=count)
 
 
 TENANTS = (("ann", 1.0), ("bob", 1.0), ("cyd", 1.0), ("dan", 1.0))
@@ -74,10 +77,10 @@ CASES: Mapping[str, Case] = {
         line="long answers behind one shared prefix outgrow the KV memory: one preempts the other",
         cause="kv-exhausted",
         scene=Scene(
-            limits=replace(LIMITS, num_blocks=2001),
+            limits=replace(LIMITS, num_blocks=501),
             timing=TIMING,
             workload=lambda: _open(
-                3.0, 150, Uniform(50, 200), Uniform(900, 1500), prefixes=Prefixes(number=1, tokens=1024)
+                8.0, 120, Uniform(50, 150), Uniform(300, 700), prefixes=Prefixes(number=1, tokens=1024)
             ),
         ),
     ),
@@ -87,16 +90,16 @@ CASES: Mapping[str, Case] = {
         scene=Scene(
             limits=replace(LIMITS, max_num_batched_tokens=8192, max_num_mixed_tokens=8192),
             timing=TIMING,
-            workload=lambda: _open(6.0, 400, Empirical((200,) * 9 + (8192,)), Uniform(100, 200)),
+            workload=lambda: _open(10.0, 200, Empirical((200,) * 9 + (8192,)), Uniform(50, 150)),
         ),
     ),
     "reservation": Case(
         line="each request reserves memory for the longest it might become (a baseline, before paging)",
         cause="reservation",
         scene=Scene(
-            limits=replace(LIMITS, num_blocks=4097, max_model_len=2048),
+            limits=replace(LIMITS, num_blocks=2049, max_model_len=2048),
             timing=TIMING,
-            workload=lambda: _open(7.0, 300, Uniform(100, 500), Uniform(300, 600)),
+            workload=lambda: _open(8.0, 160, Uniform(100, 500), Uniform(150, 450)),
             baseline="contiguous",
         ),
     ),
@@ -104,9 +107,9 @@ CASES: Mapping[str, Case] = {
         line="whole batches that nobody joins before the longest answer has ended (a baseline)",
         cause="static-batches",
         scene=Scene(
-            limits=replace(LIMITS, max_num_seqs=16, max_model_len=2048),
+            limits=replace(LIMITS, max_num_seqs=8, max_model_len=2048),
             timing=TIMING,
-            workload=lambda: _open(3.0, 200, Uniform(50, 500), Uniform(20, 800)),
+            workload=lambda: _open(4.0, 120, Uniform(50, 500), Uniform(20, 400)),
             baseline="static",
         ),
     ),
@@ -114,10 +117,10 @@ CASES: Mapping[str, Case] = {
         line="one of five tenants sends twenty times what another sends",
         cause="flood",
         scene=Scene(
-            limits=replace(LIMITS, max_num_seqs=128),
+            limits=replace(LIMITS, max_num_seqs=64),
             timing=TIMING,
             workload=lambda: _open(
-                50.0, 900, Uniform(200, 600), Uniform(100, 200), clients=(("eve", 20.0), *TENANTS)
+                60.0, 400, Uniform(200, 600), Uniform(50, 150), clients=(("eve", 20.0), *TENANTS)
             ),
             is_private=True,
         ),
@@ -128,17 +131,17 @@ CASES: Mapping[str, Case] = {
         scene=Scene(
             limits=replace(LIMITS, max_num_seqs=8),
             timing=TIMING,
-            workload=lambda: _open(8.0, 300, Uniform(100, 300), Uniform(100, 300)),
+            workload=lambda: _open(10.0, 200, Uniform(100, 300), Uniform(50, 200)),
         ),
     ),
     "cache-thrash": Case(
         line="more long prefixes are in use than the cache holds: each is evicted before it is asked for again",
         cause="cache-thrash",
         scene=Scene(
-            limits=replace(LIMITS, num_blocks=4001),
+            limits=replace(LIMITS, num_blocks=3001),
             timing=TIMING,
             workload=lambda: _open(
-                8.0, 400, Uniform(50, 100), Uniform(20, 60), prefixes=Prefixes(number=16, tokens=4096)
+                18.0, 300, Uniform(50, 100), Uniform(10, 30), prefixes=Prefixes(number=24, tokens=4096)
             ),
         ),
     ),
@@ -149,8 +152,8 @@ CASES: Mapping[str, Case] = {
             limits=LIMITS,
             timing=TIMING,
             workload=lambda: _open(
-                9.0,
-                350,
+                10.0,
+                200,
                 Uniform(50, 100),
                 Uniform(20, 60),
                 prefixes=Prefixes(number=1, tokens=4096),
@@ -163,9 +166,9 @@ CASES: Mapping[str, Case] = {
         line="more comes than can be computed, from everybody alike: only capacity helps",
         cause="overload",
         scene=Scene(
-            limits=replace(LIMITS, max_num_mixed_tokens=2048),
+            limits=replace(LIMITS, num_blocks=32_001, max_num_mixed_tokens=2048),
             timing=TIMING,
-            workload=lambda: _open(22.0, 500, Uniform(1500, 2500), Uniform(50, 100), clients=TENANTS),
+            workload=lambda: _open(22.0, 300, Uniform(1500, 2500), Uniform(50, 100), clients=TENANTS),
         ),
     ),
     "unbalanced": Case(
@@ -175,7 +178,12 @@ CASES: Mapping[str, Case] = {
             limits=replace(LIMITS, max_num_seqs=16),
             timing=TIMING,
             workload=lambda: _open(
-                12.0, 500, Uniform(50, 100), Uniform(150, 250), prefixes=Prefixes(number=1, tokens=6144)
+                5.0,
+                120,
+                Uniform(50, 100),
+                Uniform(400, 600),
+                prefixes=Prefixes(number=1, tokens=6144),
+                is_even=True,
             ),
             num_replicas=3,
         ),
@@ -186,9 +194,9 @@ CASES: Mapping[str, Case] = {
         scene=Scene(
             limits=LIMITS,
             timing=TIMING,
-            workload=lambda: _open(6.0, 200, Uniform(100, 300), Uniform(300, 600)),
+            workload=lambda: _open(6.0, 150, Uniform(100, 300), Uniform(150, 300)),
             num_replicas=2,
-            failures=(Failure(at_s=15.0, replica=0, found_s=8.0, back_after_s=20.0),),
+            failures=(Failure(at_s=12.0, replica=0, found_s=8.0, back_after_s=15.0),),
             why="engine 0 was killed by signal 9",
         ),
     ),
@@ -196,9 +204,9 @@ CASES: Mapping[str, Case] = {
         line="three engines compute prompts after a scale-up, and the one that answers cannot keep up",
         cause="decode-behind",
         scene=Scene(
-            limits=replace(LIMITS, max_num_seqs=64),
+            limits=replace(LIMITS, max_num_seqs=32),
             timing=TIMING,
-            workload=lambda: _open(16.0, 400, Uniform(500, 1500), Uniform(300, 600)),
+            workload=lambda: _open(16.0, 200, Uniform(500, 1500), Uniform(200, 400)),
             num_replicas=3,
             split=Split(num_decode=1, kv_bytes_per_token=KV_BYTES_PER_TOKEN, bytes_per_s=25e9),
             has_front=False,
@@ -210,7 +218,7 @@ CASES: Mapping[str, Case] = {
         scene=Scene(
             limits=LIMITS,
             timing=replace(TIMING, host=replace(TIMING.host, turn_s=12e-3)),
-            workload=lambda: _open(6.0, 300, Uniform(100, 300), Uniform(100, 300)),
+            workload=lambda: _open(6.0, 150, Uniform(100, 300), Uniform(50, 200)),
         ),
     ),
 }
@@ -222,7 +230,7 @@ HEALTHY: Mapping[str, Case] = {
         scene=Scene(
             limits=LIMITS,
             timing=TIMING,
-            workload=lambda: _open(4.0, 250, Uniform(100, 400), Uniform(50, 200)),
+            workload=lambda: _open(4.0, 120, Uniform(100, 400), Uniform(50, 200)),
         ),
     ),
     "busy": Case(
@@ -232,7 +240,7 @@ HEALTHY: Mapping[str, Case] = {
             limits=LIMITS,
             timing=TIMING,
             workload=lambda: _open(
-                16.0, 500, Uniform(100, 400), Uniform(100, 200), prefixes=Prefixes(number=4, tokens=512)
+                16.0, 200, Uniform(100, 400), Uniform(100, 200), prefixes=Prefixes(number=4, tokens=512)
             ),
         ),
     ),
@@ -242,7 +250,7 @@ HEALTHY: Mapping[str, Case] = {
         scene=Scene(
             limits=LIMITS,
             timing=TIMING,
-            workload=lambda: _open(16.0, 500, Fixed(300), Uniform(50, 150), clients=TENANTS),
+            workload=lambda: _open(16.0, 200, Fixed(300), Uniform(50, 150), clients=TENANTS),
             num_replicas=2,
             is_private=True,
         ),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,12 +77,17 @@ class Story:
         first = None if life.first_s is None else whole.until(life.first_s)
         return Explained(life.request_id, _facts(books.trail, life, served), whole, first)
 
-    def overview(self, num_slowest: int) -> dict[str, Any]:
-        """What it holds, what the time of its requests went into, and those that took longest."""
+    def overview(
+        self, num_slowest: int, some: Sequence[tuple[Books, Life, Ledger]] | None = None
+    ) -> dict[str, Any]:
+        """What it holds, what the time of its requests went into, and those that took longest.
+
+        some  requests to look at, with their ledgers; None for all that have ended
+        """
         saved = self.recording.saved
         sums: dict[str, float] = {}
         rows: list[tuple[float, Life, Ledger]] = []
-        for _, life, ledger in self.ended():
+        for _, life, ledger in self.ended() if some is None else some:
             for line in ledger.lines:
                 what = line.cause + (f": {line.detail}" if line.detail else "")
                 sums[what] = sums.get(what, 0.0) + line.seconds
