@@ -22,6 +22,7 @@ from octavo.core.fair import LATELY_S, OUTPUT_COST, Client
 from octavo.core.scheduler import Scheduler
 from octavo.core.sequence import Sequence, State
 from octavo.core.step import Slice, Step
+from octavo.errors import Bug
 
 Drawn = Callable[[Sequence, int], Iterable[int]]
 """The next so many tokens of a sequence."""
@@ -221,6 +222,8 @@ def _move_blocks(scheduler: Scheduler, awaited: Step, stretch: Stretch, count: i
         due.setdefault(-lengths[sequence.seq_id] % size, []).append(sequence)
     residues = sorted(due)
     used = [(1, usable - pool.num_available)]
+    if not cache.enabled and not pool.deferred:
+        return used + _take_blocks(scheduler, due, count)
     turn, base, place = 0, 0, 0
     while True:
         while base + residues[place] + 1 <= turn:
@@ -243,3 +246,20 @@ def _move_blocks(scheduler: Scheduler, awaited: Step, stretch: Stretch, count: i
             sequence.num_computed = lengths[sequence.seq_id] + turn - 1
             cache.publish(sequence)
         used.append((turn + 1, usable - pool.num_available))
+
+
+def _take_blocks(scheduler: Scheduler, due: dict[int, list[Sequence]], count: int) -> list[tuple[int, int]]:
+    """The same where nothing is published and nothing waits to be freed: all that is taken is taken in one go."""
+    size, pool = scheduler.limits.block_tokens, scheduler.cache.pool
+    used = scheduler.num_used_blocks
+    turns = sorted((turn, rest) for rest in due for turn in range(rest + 1, count + 1, size))
+    taken = pool.take(sum(len(due[rest]) for _, rest in turns))
+    if taken is None:
+        raise Bug("I7: a stretch needs more blocks than were predicted to be there")
+    levels, first = list[tuple[int, int]](), 0
+    for turn, rest in turns:
+        for sequence in due[rest]:
+            sequence.table.append(taken[first])
+            first += 1
+        levels.append((turn, used + first))
+    return levels

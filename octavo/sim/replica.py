@@ -24,7 +24,7 @@ from octavo.core.stretch import Stretch, measure, skip
 from octavo.core.turns import TurnTaker
 from octavo.errors import Bug, RequestError
 from octavo.sim.served import Served, Tally
-from octavo.sim.timing import NS_PER_S, Timing, step_ns, stretch_ns, work_of
+from octavo.sim.timing import NS_PER_S, Affine, Timing, step_ns, stretch_ns, work_of
 
 MAX_TURNS = 4096
 """Turns skipped at once; more only means another stretch."""
@@ -276,11 +276,14 @@ class Replica(TurnTaker[None]):
         waiting = scheduler.num_waiting
         skipped = skip(scheduler, awaited, skipping.stretch, [one / NS_PER_S for one in ends_ns], drawn)
         self.awaited = skipped.step
-        self._ends_ns = ends_ns[-1] + self._turn_ns + durations[-1]
-        self.tally.skipped(ends_ns[0] + self._turn_ns, durations, width, skipped.used, waiting)
-        gaps = [one + self._turn_ns for one in durations[:-1]]
+        turn_ns = self._turn_ns
+        self._ends_ns = ends_ns[-1] + turn_ns + durations[-1]
+        starts_ns = [*ends_ns, self._ends_ns]
+        self.tally.skipped(ends_ns[0] + turn_ns, starts_ns, turn_ns, width, skipped.used, waiting)
+        del durations[-1]
+        gaps = [one + turn_ns for one in durations] if turn_ns else durations
         longest = max(gaps, default=0)
-        self.tally.gaps_of(gaps, width)
+        self.tally.gaps_of(gaps, width, is_sorted=isinstance(self.timing.model, Affine))
         for piece in awaited.slices:
             served = by_seq[piece.seq_id]
             served.num_tokens += count

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from dataclasses import dataclass, field
 
 from octavo.sim.timing import Work
@@ -126,20 +127,26 @@ class Tally:
     def skipped(
         self,
         at_ns: int,
-        durations_ns: list[int],
+        starts_ns: list[int],
+        gap_ns: int,
         num_seqs: int,
         used: tuple[tuple[int, int], ...],
         num_waiting: int,
     ) -> None:
-        """Steps of a stretch, the first launched at `at_ns`. `used` is that of `octavo.core.stretch.Skipped`."""
-        total_ns, count = sum(durations_ns), len(durations_ns)
+        """Steps of a stretch, the first launched at `at_ns`.
+
+        starts_ns  when each begins, and at last when the last one ends; `gap_ns` of each belong to no step
+        used       that of `octavo.core.stretch.Skipped`
+        """
+        count = len(starts_ns) - 1
+        total_ns = starts_ns[-1] - starts_ns[0] - count * gap_ns
         self.add(total_ns, count, num_seqs, num_seqs * count, 0, num_waiting)
         turn, level = used[0]
         for following, next_level in (*used[1:], (count + 1, 0)):
             following = min(following, count + 1)
             if following > turn:
-                whole = turn == 1 and following == count + 1
-                self.kv_ns += level * (total_ns if whole else sum(durations_ns[turn - 1 : following - 1]))
+                span_ns = starts_ns[following - 1] - starts_ns[turn - 1] - (following - turn) * gap_ns
+                self.kv_ns += level * span_ns
                 self.peak_kv_blocks = max(self.peak_kv_blocks, level)
             turn, level = following, next_level
         self._sample(at_ns, num_seqs, used[0][1], num_waiting)
@@ -152,9 +159,17 @@ class Tally:
                 del self.samples[1::2]
                 self._every *= 2
 
-    def gaps_of(self, gaps_ns: list[int], count: int) -> None:
-        """So many gaps of each of these lengths."""
+    def gaps_of(self, gaps_ns: list[int], count: int, *, is_sorted: bool) -> None:
+        """So many gaps of each of these lengths. Sorted ones are counted by runs of equal microseconds."""
         gaps = self.gaps
+        if is_sorted:
+            place, end = 0, len(gaps_ns)
+            while place < end:
+                micros = gaps_ns[place] // GAP_NS
+                following = bisect_left(gaps_ns, (micros + 1) * GAP_NS, place)
+                gaps[micros] = gaps.get(micros, 0) + count * (following - place)
+                place = following
+            return
         for gap_ns in gaps_ns:
             micros = gap_ns // GAP_NS
             gaps[micros] = gaps.get(micros, 0) + count

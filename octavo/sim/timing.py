@@ -17,6 +17,8 @@ from octavo.core.step import Step
 from octavo.errors import ConfigError
 
 NS_PER_S = 1_000_000_000
+FS_PER_S, FS_PER_NS = 10**15, 10**6
+"""Constants of affine models count in femtoseconds, so that sums of them are exact."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,7 +119,10 @@ class Affine(ABC):
 
 def step_ns(model: TimeModel, work: Work) -> int:
     """A step's duration, to the nearest nanosecond, at least one."""
-    return int(model.seconds(work) * NS_PER_S + 0.5) or 1
+    if isinstance(model, Affine):
+        base, slope = round(model.base_s(work) * FS_PER_S), round(model.context_s * FS_PER_S)
+        return (base + slope * work.decode_context + FS_PER_NS // 2) // FS_PER_NS or 1
+    return round(model.seconds(work) * NS_PER_S) or 1
 
 
 def stretch_ns(model: TimeModel, work: Work, num_steps: int) -> list[int]:
@@ -126,8 +131,11 @@ def stretch_ns(model: TimeModel, work: Work, num_steps: int) -> list[int]:
     first = work.decode_context + width
     contexts = range(first, first + num_steps * width, width)
     if isinstance(model, Affine):
-        base_s, context_s = model.base_s(work), model.context_s
-        return [int((base_s + context_s * context) * NS_PER_S + 0.5) or 1 for context in contexts]
+        base, slope = round(model.base_s(work) * FS_PER_S), round(model.context_s * FS_PER_S)
+        low, grows = base + slope * first + FS_PER_NS // 2, slope * width
+        if not grows:
+            return [low // FS_PER_NS or 1] * num_steps
+        return [whole // FS_PER_NS or 1 for whole in range(low, low + num_steps * grows, grows)]
     found = []
     for place, context in enumerate(contexts, start=1):
         slices = tuple([(start + place, tokens, rows) for start, tokens, rows in work.slices])
