@@ -13,7 +13,7 @@ from octavo.planner.formats import WeightFormat, rest_bytes, tensor_bytes
 from octavo.planner.hardware import Device
 from octavo.planner.kv_layouts import KvLayout, index_bytes, token_bytes
 from octavo.planner.parallel import ALONE, Parallel, cut
-from octavo.planner.roofline import ACTIVATION_BYTES, kept_positions, touched_experts
+from octavo.planner.step_work import ACTIVATION_BYTES, kept_positions, touched_experts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

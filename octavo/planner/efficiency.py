@@ -7,18 +7,24 @@ from dataclasses import dataclass
 
 from octavo.errors import ConfigError
 
+_SHARES = ("weights", "linear", "kv", "attention", "expert_weights", "expert_linear")
+_SECONDS = ("step_s", "sequence_s", "product_s", "attention_s", "experts_s")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Efficiency:
-    """Five constants of a step, and a sixth where prompts' attention is counted.
+    """What a step costs whatever is in it, and how near its kernels come to the device's peaks.
 
-    step_s      of a step, whatever is in it
-    sequence_s  of each sequence in it
-    weights     share of the memory rate that reading weights reaches
-    linear      share of the peak that large matrix products reach
-    kv          share of the memory rate that reading keys and values reaches
-    attention   share of the peak that attention over prompts reaches
-    basis       "measured", "fitted" or "assumed"
+    step_s          of a step
+    sequence_s      of each sequence in it
+    product_s, attention_s, experts_s   of each matrix product, each attention and each layer of routed experts,
+                    however little they do
+    weights         share of the memory rate that reading weights reaches
+    linear          share of the peak that large matrix products reach
+    expert_weights, expert_linear   the same of routed experts; None where they are as other matrices
+    kv              share of the memory rate that reading keys and values reaches
+    attention       share of the peak that attention over prompts reaches
+    basis           "measured", "fitted" or "assumed"
     """
 
     step_s: float
@@ -29,56 +35,83 @@ class Efficiency:
     attention: float
     basis: str
     source: str
+    product_s: float = 0.0
+    attention_s: float = 0.0
+    experts_s: float = 0.0
+    expert_weights: float | None = None
+    expert_linear: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("weights", "linear", "kv", "attention"):
-            if not 0 < getattr(self, name) <= 1:
-                raise ConfigError(
-                    f"efficiency {name} must be above 0 and at most 1, got {getattr(self, name)}"
-                )
-        if self.step_s < 0 or self.sequence_s < 0:
-            raise ConfigError("efficiency step_s and sequence_s must be at least 0")
+        for name in _SHARES:
+            share = getattr(self, name)
+            if share is not None and not 0 < share <= 1:
+                raise ConfigError(f"efficiency {name} must be above 0 and at most 1, got {share}")
+        for name in _SECONDS:
+            if getattr(self, name) < 0:
+                raise ConfigError(f"efficiency {name} must be at least 0, got {getattr(self, name)}")
 
 
 _RTX_LOG = (
     "fitted to 300 requests of vLLM 0.19 on RTX PRO 6000, Llama-3.1-8B bf16 (LLMServingSim, bench/examples)"
 )
 _STEP_S, _SEQUENCE_S = 2.08e-3, 7e-6
+_LAUNCHES_OF_THE_FIT_S = 0.93e-3
+"""What _STEP_S holds of Llama-3.1-8B's kernels: 129 products of 4 us and 32 attentions of 13 us, as on Hopper."""
+
+_HOST_S = _STEP_S - _LAUNCHES_OF_THE_FIT_S
 _TABLES = (
-    "medians of AIConfigurator's kernel tables, vLLM 0.24, n and k of at least 4096; "
-    "the step and each sequence as fitted to RTX PRO 6000"
+    "AIConfigurator's kernel tables, vLLM 0.24: launch, memory rate and peak fitted to products of n and k from 1024, "
+    "to decode attention, and to experts under balanced routing; the step and each sequence as fitted to RTX PRO 6000"
 )
 
 
-def _hopper(weights: float, linear: float, kv: float) -> Efficiency:
+def _hopper(
+    product_s: float, weights: float, linear: float, kv: float, experts: tuple[float, float, float]
+) -> Efficiency:
     return Efficiency(
-        step_s=_STEP_S,
+        step_s=_HOST_S,
         sequence_s=_SEQUENCE_S,
+        product_s=product_s,
+        attention_s=13e-6,
+        experts_s=experts[0],
         weights=weights,
         linear=linear,
+        expert_weights=experts[1],
+        expert_linear=experts[2],
         kv=kv,
-        attention=0.54,
+        attention=0.53,
         basis="measured",
         source=_TABLES,
     )
 
 
-ASSUMED = Efficiency(
-    step_s=_STEP_S,
-    sequence_s=_SEQUENCE_S,
-    weights=0.85,
-    linear=0.6,
-    kv=0.8,
-    attention=0.5,
-    basis="assumed",
-    source="round numbers: no kernel of this device and precision was measured here",
-)
+def _elsewhere(product_s: float, linear: float, experts: tuple[float, float, float]) -> Efficiency:
+    return Efficiency(
+        step_s=_HOST_S,
+        sequence_s=_SEQUENCE_S,
+        product_s=product_s,
+        attention_s=13e-6,
+        experts_s=experts[0],
+        weights=0.8,
+        linear=linear,
+        expert_weights=experts[1],
+        expert_linear=experts[2],
+        kv=0.8,
+        attention=0.5,
+        basis="assumed",
+        source="rounded from Hopper: no kernel of this device and precision was measured here",
+    )
+
+
+ASSUMED = _elsewhere(4e-6, 0.7, (46e-6, 0.85, 0.35))
+ASSUMED_NARROW = _elsewhere(7e-6, 0.5, (34e-6, 0.75, 0.2))
+"""For products at 8 bits and fewer."""
 
 _MEASURED: Mapping[tuple[str, str], Efficiency] = {
-    ("h100-sxm", "bf16"): _hopper(0.83, 0.82, 0.87),
-    ("h100-sxm", "fp8"): _hopper(0.69, 0.57, 0.87),
-    ("h200-sxm", "bf16"): _hopper(0.78, 0.81, 0.83),
-    ("h200-sxm", "fp8"): _hopper(0.61, 0.63, 0.83),
+    ("h100-sxm", "bf16"): _hopper(3.9e-6, 0.876, 0.819, 0.83, (46e-6, 0.83, 0.34)),
+    ("h100-sxm", "fp8"): _hopper(6.8e-6, 0.819, 0.520, 0.83, (34e-6, 0.78, 0.21)),
+    ("h200-sxm", "bf16"): _hopper(4.1e-6, 0.844, 0.818, 0.79, (48e-6, 0.86, 0.39)),
+    ("h200-sxm", "fp8"): _hopper(7.2e-6, 0.773, 0.569, 0.79, (34e-6, 0.75, 0.23)),
     ("rtx-pro-6000", "bf16"): Efficiency(
         step_s=_STEP_S,
         sequence_s=_SEQUENCE_S,
@@ -93,5 +126,6 @@ _MEASURED: Mapping[tuple[str, str], Efficiency] = {
 
 
 def efficiency(device: str, precision: str) -> Efficiency:
-    """Of a device by its name in the table, and the precision its products run at; ASSUMED where none was measured."""
-    return _MEASURED.get((device, precision), ASSUMED)
+    """Of a device by its name in the table, and the precision its products run at; an assumed one where none was
+    measured."""
+    return _MEASURED.get((device, precision), ASSUMED if precision in ("bf16", "fp32") else ASSUMED_NARROW)

@@ -19,7 +19,8 @@ from octavo.planner.inference import Serving, plan_inference
 from octavo.planner.kv_layouts import LAYOUTS, KvLayout
 from octavo.planner.links import Link
 from octavo.planner.parallel import ALONE, Parallel
-from octavo.planner.roofline import StepCounter, StepWork, step_seconds
+from octavo.planner.roofline import step_seconds
+from octavo.planner.step_work import StepCounter, StepWork
 from octavo.sim.timing import Affine, TimeModel, Timing, Work
 from octavo.units import format_bytes
 
@@ -101,7 +102,10 @@ class Summed(Affine):
                 num_sampled=work.num_sampled,
                 linear_flop=chunks.linear_flop + count * unit.linear_flop + rows * self._row_flop,
                 weight_bytes=self._counter.weight_bytes(work.num_tokens, work.num_sampled),
+                expert_bytes=self._counter.expert_bytes(work.num_tokens),
+                expert_flop=chunks.expert_flop + count * unit.expert_flop,
                 kv_write_bytes=chunks.kv_write_bytes + count * unit.kv_write_bytes,
+                activation_bytes=chunks.activation_bytes + count * unit.activation_bytes,
                 link_bytes=chunks.link_bytes + count * unit.link_bytes,
             )
         )

@@ -12,7 +12,7 @@ from octavo.planner.formats import FORMATS
 from octavo.planner.hardware import device
 from octavo.planner.kv_layouts import LAYOUTS
 from octavo.planner.parallel import ALONE, Parallel
-from octavo.planner.roofline import step_work
+from octavo.planner.step_work import step_work
 
 PROMPT: list[Slice] = [(0, 2048, 1)]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 
@@ -13,23 +13,15 @@ from octavo.arch.mixers import Attention, LatentAttention
 from octavo.arch.tensors import Matrix
 from octavo.errors import ConfigError
 from octavo.planner import flops
-from octavo.planner.efficiency import ASSUMED, Efficiency, efficiency
+from octavo.planner.efficiency import ASSUMED, ASSUMED_NARROW, Efficiency, efficiency
 from octavo.planner.flops import Slice
 from octavo.planner.formats import FORMATS
 from octavo.planner.hardware import device
 from octavo.planner.kv_layouts import LAYOUTS
 from octavo.planner.links import link
 from octavo.planner.parallel import Parallel
-from octavo.planner.roofline import (
-    StepCounter,
-    bound,
-    crossover_batch,
-    floor_seconds,
-    ridge,
-    step_seconds,
-    step_work,
-    touched_experts,
-)
+from octavo.planner.roofline import bound, crossover_batch, floor_seconds, launch_seconds, ridge, step_seconds
+from octavo.planner.step_work import StepCounter, step_work, touched_experts
 from tests.shared_data import document, rows
 
 RIDGES = {
@@ -238,7 +230,8 @@ def test_formats_and_layouts_change_bytes_alone() -> None:
 
 
 def test_seconds_follow_the_form() -> None:
-    """t = c0 + c1 B + ((W / (bw e_b))^3 + (F / (peak e_f))^3)^(1/3) + KV / (bw e_k) + links, by hand."""
+    """t = c0 + c1 B + ((W / (bw e_b))^3 + (F / (peak e_f))^3)^(1/3) + A / (bw e_b) + KV / (bw e_k) + links, by
+    hand."""
     shape, gpu, bus = known.shape("llama-3-8b"), device("h100"), link("nvlink4")
     work = step_work(shape, decodes(32, 2000), parallel=Parallel(tensor=2))
     made = Efficiency(
@@ -255,7 +248,8 @@ def test_seconds_follow_the_form() -> None:
     linear = work.linear_flop / (989e12 * 0.7)
     kv = work.kv_read_bytes / (3.35e12 * 0.9)
     attention = work.attention_flop / 989e12
-    want = 1e-3 + 32e-5 + (weights**3 + linear**3) ** (1 / 3) + (kv**3 + attention**3) ** (1 / 3)
+    between = work.activation_bytes / (3.35e12 * 0.8)
+    want = 1e-3 + 32e-5 + between + (weights**3 + linear**3) ** (1 / 3) + (kv**3 + attention**3) ** (1 / 3)
     want += work.kv_write_bytes / (3.35e12 * 0.9)
     assert step_seconds(work, gpu, made) == pytest.approx(want)
     want += 64 * bus.latency_s + work.link_bytes / (450e9 * bus.share)
@@ -288,52 +282,102 @@ def test_prompts_are_bound_by_arithmetic_and_single_tokens_by_memory() -> None:
     assert bound(counter.work(decodes(64, 1000)), gpu) == "memory"
 
 
-def median_shares(gpu: str, dtype: str, peak: float, rate: float) -> tuple[float, float]:
-    """Shares of memory rate for at most 128 rows and of the peak from 512 rows on, large matrices only."""
-    element = 2 if dtype == "bfloat16" else 1
-    memory, arithmetic = [], []
-    for row in rows("kernels/hopper_gemm_vllm0.24.csv.gz"):
-        m, n, k = int(row["m"]), int(row["n"]), int(row["k"])
-        if row["gpu"] != gpu or row["gemm_dtype"] != dtype or n < 4096 or k < 4096:
-            continue
-        seconds = float(row["latency_ms"]) / 1e3
-        if m <= 128:
-            memory.append(((n + m) * k * element + 2 * m * n) / seconds / rate)
-        if 512 <= m <= 2048:
-            arithmetic.append(2 * m * n * k / seconds / peak)
-    return statistics.median(memory), statistics.median(arithmetic)
+def kernel_errors(table: str, gpu: str, seconds: Callable[[dict[str, str]], float | None]) -> list[float]:
+    """Predicted over measured, less 1, of every row that is predicted."""
+    found = []
+    for row in rows(f"kernels/{table}.csv.gz"):
+        predicted = seconds(row) if row["gpu"] == gpu else None
+        if predicted is not None:
+            found.append(predicted * 1e3 / float(row["latency_ms"]) - 1)
+    return found
 
 
 @pytest.mark.parametrize("gpu", ["h100", "h200"])
-@pytest.mark.parametrize(("dtype", "precision"), [("bfloat16", "bf16"), ("fp8", "fp8")])
-def test_shares_are_medians_of_the_kernel_tables(gpu: str, dtype: str, precision: str) -> None:
-    one = device(gpu)
-    memory, arithmetic = median_shares(gpu, dtype, one.rate(precision), one.bytes_per_s)
-    held = efficiency(one.name, precision)
-    assert held.weights == pytest.approx(memory, abs=0.03)
-    assert held.linear == pytest.approx(arithmetic, abs=0.03)
+@pytest.mark.parametrize(("dtype", "precision", "miss"), [("bfloat16", "bf16", 0.07), ("fp8", "fp8", 0.18)])
+def test_products_take_what_the_kernel_tables_say(gpu: str, dtype: str, precision: str, miss: float) -> None:
+    """A launch, a memory rate and a peak, over three decades of sizes. The tables' own scatter is the tolerance: two
+    shapes of as many bytes differ as much."""
+    one, held, element = device(gpu), efficiency(device(gpu).name, precision), 2 if precision == "bf16" else 1
+
+    def seconds(row: dict[str, str]) -> float | None:
+        m, n, k = int(row["m"]), int(row["n"]), int(row["k"])
+        if row["gemm_dtype"] != dtype or min(n, k) < 1024 or n > 65536:
+            return None
+        memory = n * k * element / (one.bytes_per_s * held.weights)
+        arithmetic = 2 * m * n * k / (one.rate(precision) * held.linear)
+        return held.product_s + float((memory**3 + arithmetic**3) ** (1 / 3))
+
+    errors = kernel_errors("hopper_gemm_vllm0.24", gpu, seconds)
+    assert len(errors) > 3000
+    assert abs(statistics.median(errors)) < 0.02
+    assert statistics.fmean(map(abs, errors)) < miss
 
 
-def test_shares_of_attention_are_medians_of_the_kernel_tables() -> None:
-    for gpu in ("h100", "h200"):
-        one, shares, prompts = device(gpu), [], []
-        for row in rows("kernels/hopper_decode_attention_vllm0.24.csv.gz"):
-            read = 4 * 128 * int(row["batch_size"]) * int(row["step"]) * int(row["num_key_value_heads"])
-            if row["gpu"] == gpu and row["kv_cache_dtype"] == "bfloat16" and read > 5e8:
-                shares.append(read / (float(row["latency_ms"]) / 1e3) / one.bytes_per_s)
-        for row in rows("kernels/hopper_prefill_attention_vllm0.24.csv.gz"):
-            length = int(row["isl"])
-            pairs = int(row["batch_size"]) * length * (length + 1) / 2
-            flop = 4 * 128 * int(row["num_heads"]) * pairs
-            if row["gpu"] == gpu and length == 4096 and flop > 2e11:
-                prompts.append(flop / (float(row["latency_ms"]) / 1e3) / one.rate("bf16"))
-        held = efficiency(one.name, "bf16")
-        assert held.kv == pytest.approx(statistics.median(shares), abs=0.02)
-        assert held.attention == pytest.approx(statistics.median(prompts), abs=0.02)
+@pytest.mark.parametrize("gpu", ["h100", "h200"])
+def test_attention_takes_what_the_kernel_tables_say(gpu: str) -> None:
+    one, held = device(gpu), efficiency(device(gpu).name, "bf16")
+
+    def decode(row: dict[str, str]) -> float | None:
+        if row["kv_cache_dtype"] != "bfloat16":
+            return None
+        heads = int(row["num_key_value_heads"]) or int(row["num_heads"])
+        read = 4 * 128 * int(row["batch_size"]) * int(row["step"]) * heads
+        return held.attention_s + read / (one.bytes_per_s * held.kv)
+
+    def prompt(row: dict[str, str]) -> float | None:
+        length = int(row["isl"])
+        flop = 2 * 128 * int(row["num_heads"]) * int(row["batch_size"]) * length * (length + 1)
+        return flop / (one.rate("bf16") * held.attention) if length == 4096 and flop > 2e11 else None
+
+    errors = kernel_errors("hopper_decode_attention_vllm0.24", gpu, decode)
+    assert abs(statistics.median(errors)) < 0.04
+    assert statistics.fmean(map(abs, errors)) < 0.22
+    assert abs(statistics.median(kernel_errors("hopper_prefill_attention_vllm0.24", gpu, prompt))) < 0.03
+
+
+@pytest.mark.parametrize("gpu", ["h100", "h200"])
+@pytest.mark.parametrize(
+    ("dtype", "precision", "miss"), [("bfloat16", "bf16", 0.24), ("fp8_block", "fp8", 0.26)]
+)
+def test_experts_take_what_the_kernel_tables_say(gpu: str, dtype: str, precision: str, miss: float) -> None:
+    one, held, element = device(gpu), efficiency(device(gpu).name, precision), 2 if precision == "bf16" else 1
+    assert held.expert_weights is not None
+    assert held.expert_linear is not None
+
+    def seconds(row: dict[str, str]) -> float | None:
+        if row["moe_dtype"] != dtype or row["distribution"] != "balanced":
+            return None
+        used, count, tokens = int(row["topk"]), int(row["num_experts"]), int(row["num_tokens"])
+        elements = 3 * int(row["hidden_size"]) * int(row["inter_size"]) / int(row["moe_tp_size"])
+        mine = count / int(row["moe_ep_size"])
+        touched = mine * (1 - (1 - used / count) ** tokens)
+        memory = touched * elements * element / (one.bytes_per_s * held.expert_weights)
+        flop = 2 * tokens * used * elements / int(row["moe_ep_size"])
+        arithmetic = flop / (one.rate(precision) * held.expert_linear)
+        return held.experts_s + float((memory**3 + arithmetic**3) ** (1 / 3))
+
+    errors = kernel_errors("hopper_moe_vllm0.24", gpu, seconds)
+    assert abs(statistics.median(errors)) < 0.03
+    assert statistics.fmean(map(abs, errors)) < miss
+
+
+def test_launches_are_counted_once_for_matrices_of_one_input() -> None:
+    def counts(name: str) -> tuple[int, int, int]:
+        work = step_work(known.shape(name), decodes(1, 10))
+        return work.num_products, work.num_attentions, work.num_routed
+
+    assert counts("llama-3-8b") == (4 * 32 + 1, 32, 0)  # qkv, o, gate and up, down; the head
+    assert counts("mixtral-8x7b") == (3 * 32 + 1, 32, 32)  # qkv, o, router
+    # down to two latents, up from each, o; 3 dense networks; 58 routers and shared experts
+    assert counts("deepseek-v3") == (4 * 61 + 2 * 3 + 3 * 58 + 1, 61, 58)
+    held = efficiency("h100-sxm", "bf16")
+    work = step_work(known.shape("mixtral-8x7b"), decodes(1, 10))
+    assert launch_seconds(work, held) == pytest.approx(97 * 3.9e-6 + 32 * 13e-6 + 32 * 46e-6)
 
 
 def test_efficiency_is_checked_and_says_its_basis() -> None:
-    assert efficiency("b200-sxm", "fp4") is ASSUMED
+    assert efficiency("b200-sxm", "bf16") is ASSUMED
+    assert efficiency("b200-sxm", "fp4") is ASSUMED_NARROW
     assert {efficiency(name, "bf16").basis for name in ("h100-sxm", "rtx-pro-6000", "l4")} == {
         "measured", "fitted", "assumed",
     }  # fmt: skip

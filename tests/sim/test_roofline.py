@@ -15,7 +15,8 @@ from octavo.planner.efficiency import efficiency
 from octavo.planner.formats import FORMATS
 from octavo.planner.hardware import device
 from octavo.planner.parallel import Parallel
-from octavo.planner.roofline import floor_seconds, step_seconds, step_work
+from octavo.planner.roofline import floor_seconds, step_seconds
+from octavo.planner.step_work import step_work
 from octavo.sim.lengths import Poisson, Uniform
 from octavo.sim.roofline import Rank, Sliced, Summed, pool_limits, roofline
 from octavo.sim.timing import work_of

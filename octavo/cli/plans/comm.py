@@ -120,7 +120,8 @@ def _decode(args: argparse.Namespace, shape: Shape, ranks: int, links: list[Link
     from octavo.planner import comm
     from octavo.planner.hardware import device
     from octavo.planner.parallel import Parallel
-    from octavo.planner.roofline import StepCounter, floor_seconds
+    from octavo.planner.roofline import floor_seconds
+    from octavo.planner.step_work import StepCounter
 
     gpu, form = device(args.device), spread_flags.weights(args, shape)
     batch = spread_flags.count("--batch", args.batch, 64)

@@ -119,7 +119,7 @@ def _roofline(
 ) -> dict[str, Any]:
     from octavo.planner import roofline
     from octavo.planner.hardware import device
-    from octavo.planner.roofline import StepCounter
+    from octavo.planner.step_work import StepCounter
 
     gpu, form = device(args.device), spread_flags.weights(args, shape)
     spread = spread_flags.parallel(args)
