@@ -32,6 +32,11 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--trace", metavar="FILE", help="or the requests of a file")
     group.add_argument(
+        "--client-rates",
+        metavar="FILE[::MODEL]",
+        help="or clients by their measured rates, as ServeGen has them",
+    )
+    group.add_argument(
         "--speed", type=float, default=1.0, metavar="TIMES", help="play a trace so many times as fast"
     )
     group.add_argument(
@@ -53,16 +58,27 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def workload(args: argparse.Namespace, seed: int) -> Workload:
+    from octavo.sim.clients import Clients, read_client_rates
     from octavo.sim.lengths import Constant, Gamma, Poisson
     from octavo.sim.traces import Replay, read_trace
     from octavo.sim.workload import Closed, Maker, Open, Sessions
 
-    chosen = [name for name in ("concurrency", "sessions", "trace") if getattr(args, name) is not None]
+    chosen = [
+        name
+        for name in ("concurrency", "sessions", "trace", "client_rates")
+        if getattr(args, name) is not None
+    ]
     if len(chosen) > 1 or (args.rate is not None and chosen and chosen != ["sessions"]):
-        raise ConfigError("choose one of --rate, --concurrency, --sessions (with --rate) and --trace")
+        raise ConfigError(
+            "choose one of --rate, --concurrency, --sessions (with --rate), --trace and --client-rates"
+        )
     if args.trace is not None:
         return Replay(read_trace(args.trace), speed=args.speed, num_requests=args.requests)
     maker = Maker(_mix(args), seed)
+    if args.client_rates is not None:
+        path, _, model = args.client_rates.partition("::")
+        duration_s = parse_seconds(args.duration) if args.duration else None
+        return Clients(read_client_rates(path, model or None), maker, seed, duration_s)
     if args.concurrency is not None:
         think_s = parse_seconds(args.think) if args.think != "10s" else 0.0
         count = args.requests or DEFAULT_REQUESTS

@@ -127,7 +127,7 @@ def read_trace(path: str | Path) -> Trace:
     """
     path = Path(path)
     try:
-        with _opened(path) as file:
+        with opened(path) as file:
             return _read(file, str(path))
     except (OSError, EOFError) as error:
         raise ConfigError(f"the trace {path} cannot be read: {error}") from error
@@ -138,21 +138,21 @@ def read_trace(path: str | Path) -> Trace:
 def read_lengths(path: str | Path) -> tuple[list[int], list[int]]:
     """Prompt and output lengths of a trace, or of a CSV num_prefill_tokens,num_decode_tokens (microsoft/vidur)."""
     path = Path(path)
-    with _opened(path) as file:
+    with opened(path) as file:
         first = file.readline()
     if "num_prefill_tokens" not in first:
         trace = read_trace(path)
         return [row.prompt_tokens for row in trace.rows], [row.output_tokens for row in trace.rows]
     prompts, outputs = [], []
-    with _opened(path) as file:
-        for number, fields in _csv_rows(file):
+    with opened(path) as file:
+        for number, fields in csv_rows(file):
             where = f"{path}, line {number}"
             prompts.append(_count(fields, "num_prefill_tokens", where, 1))
             outputs.append(_count(fields, "num_decode_tokens", where, 1))
     return prompts, outputs
 
 
-def _opened(path: Path) -> TextIO:
+def opened(path: Path) -> TextIO:
     if path.suffix == ".gz":
         return TextIOWrapper(gzip.open(path, "rb"), encoding="utf-8-sig", newline="")
     return path.open(encoding="utf-8-sig", newline="")
@@ -196,14 +196,14 @@ def _format(first: str, file: TextIO, name: str) -> tuple[str, Reader, Iterator[
         ("plain", {"arrival_s", "prompt_tokens", "output_tokens"}, _plain),
     ):
         if needed <= columns:
-            return kind, reader, _csv_rows(file)
+            return kind, reader, csv_rows(file)
     raise ConfigError(
         f"{name}, line 1: the columns {sorted(columns)} are of no known trace; name them arrival_s, prompt_tokens and"
         " output_tokens, or see `octavo simulate --help`"
     )
 
 
-def _csv_rows(file: TextIO) -> Iterator[tuple[int, Fields]]:
+def csv_rows(file: TextIO) -> Iterator[tuple[int, Fields]]:
     reader = csv.DictReader(file, skipinitialspace=True)
     for fields in reader:
         yield reader.line_num, fields
@@ -229,11 +229,11 @@ def _azure(fields: Fields, where: str) -> Row | None:
 
 
 def _burstgpt(fields: Fields, where: str) -> Row | None:
-    return _row(_seconds(fields, "Timestamp", where), fields, ("Request tokens", "Response tokens"), where)
+    return _row(seconds(fields, "Timestamp", where), fields, ("Request tokens", "Response tokens"), where)
 
 
 def _mooncake(fields: Fields, where: str) -> Row | None:
-    arrival_s = _seconds(fields, "timestamp", where) / 1000
+    arrival_s = seconds(fields, "timestamp", where) / 1000
     blocks = _blocks(fields.get("hash_ids", []), "hash_ids", where)
     return _row(
         arrival_s,
@@ -248,14 +248,14 @@ def _mooncake(fields: Fields, where: str) -> Row | None:
 def _plain(fields: Fields, where: str) -> Row | None:
     cancel = fields.get("cancel_after_s")
     return _row(
-        _seconds(fields, "arrival_s", where),
+        seconds(fields, "arrival_s", where),
         fields,
         ("prompt_tokens", "output_tokens"),
         where,
         blocks=_blocks(fields.get("prefix") or [], "prefix", where),
         client=str(fields.get("client") or ""),
         priority=_whole(fields, "priority", where) if fields.get("priority") not in (None, "") else 0,
-        cancel_after_s=_seconds(fields, "cancel_after_s", where) if cancel not in (None, "") else None,
+        cancel_after_s=seconds(fields, "cancel_after_s", where) if cancel not in (None, "") else None,
     )
 
 
@@ -279,8 +279,8 @@ def _timestamp(fields: Fields, name: str, where: str) -> float:
         ) from None
 
 
-def _seconds(fields: Fields, name: str, where: str) -> float:
-    value = _present(fields, name, where)
+def seconds(fields: Fields, name: str, where: str) -> float:
+    value = present(fields, name, where)
     try:
         number = float(value)
     except (TypeError, ValueError):
@@ -291,7 +291,7 @@ def _seconds(fields: Fields, name: str, where: str) -> float:
 
 
 def _whole(fields: Fields, name: str, where: str) -> int:
-    value = _present(fields, name, where)
+    value = present(fields, name, where)
     try:
         number = float(value)
         if number.is_integer():
@@ -317,10 +317,10 @@ def _blocks(value: Any, name: str, where: str) -> tuple[int | str, ...]:
 
 
 def _text(fields: Fields, name: str, where: str) -> str:
-    return str(_present(fields, name, where))
+    return str(present(fields, name, where))
 
 
-def _present(fields: Fields, name: str, where: str) -> Any:
+def present(fields: Fields, name: str, where: str) -> Any:
     value = fields.get(name)
     if value is None or value == "":
         raise ConfigError(f"{where}: {name} is missing")
