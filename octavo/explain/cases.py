@@ -80,7 +80,7 @@ CASES: Mapping[str, Case] = {
             limits=replace(LIMITS, num_blocks=501),
             timing=TIMING,
             workload=lambda: _open(
-                8.0, 120, Uniform(50, 150), Uniform(300, 700), prefixes=Prefixes(number=1, tokens=1024)
+                8.0, 80, Uniform(50, 150), Uniform(300, 600), prefixes=Prefixes(number=1, tokens=1024)
             ),
         ),
     ),
@@ -99,7 +99,7 @@ CASES: Mapping[str, Case] = {
         scene=Scene(
             limits=replace(LIMITS, num_blocks=2049, max_model_len=2048),
             timing=TIMING,
-            workload=lambda: _open(8.0, 160, Uniform(100, 500), Uniform(150, 450)),
+            workload=lambda: _open(8.0, 120, Uniform(100, 500), Uniform(150, 450)),
             baseline="contiguous",
         ),
     ),
@@ -109,7 +109,7 @@ CASES: Mapping[str, Case] = {
         scene=Scene(
             limits=replace(LIMITS, max_num_seqs=8, max_model_len=2048),
             timing=TIMING,
-            workload=lambda: _open(4.0, 120, Uniform(50, 500), Uniform(20, 400)),
+            workload=lambda: _open(4.0, 80, Uniform(50, 500), Uniform(20, 400)),
             baseline="static",
         ),
     ),
@@ -120,7 +120,7 @@ CASES: Mapping[str, Case] = {
             limits=replace(LIMITS, max_num_seqs=64),
             timing=TIMING,
             workload=lambda: _open(
-                60.0, 400, Uniform(200, 600), Uniform(50, 150), clients=(("eve", 20.0), *TENANTS)
+                60.0, 250, Uniform(200, 600), Uniform(50, 150), clients=(("eve", 20.0), *TENANTS)
             ),
             is_private=True,
         ),
@@ -131,7 +131,7 @@ CASES: Mapping[str, Case] = {
         scene=Scene(
             limits=replace(LIMITS, max_num_seqs=8),
             timing=TIMING,
-            workload=lambda: _open(10.0, 200, Uniform(100, 300), Uniform(50, 200)),
+            workload=lambda: _open(10.0, 150, Uniform(100, 300), Uniform(50, 200)),
         ),
     ),
     "cache-thrash": Case(
@@ -141,7 +141,7 @@ CASES: Mapping[str, Case] = {
             limits=replace(LIMITS, num_blocks=3001),
             timing=TIMING,
             workload=lambda: _open(
-                18.0, 300, Uniform(50, 100), Uniform(10, 30), prefixes=Prefixes(number=24, tokens=4096)
+                18.0, 200, Uniform(50, 100), Uniform(10, 30), prefixes=Prefixes(number=24, tokens=4096)
             ),
         ),
     ),
@@ -153,11 +153,11 @@ CASES: Mapping[str, Case] = {
             timing=TIMING,
             workload=lambda: _open(
                 10.0,
-                200,
+                100,
                 Uniform(50, 100),
                 Uniform(20, 60),
                 prefixes=Prefixes(number=1, tokens=4096),
-                clients=tuple((f"tenant-{number}", 1.0) for number in range(300)),
+                clients=tuple((f"tenant-{number}", 1.0) for number in range(100)),
             ),
             is_private=True,
         ),
@@ -168,7 +168,7 @@ CASES: Mapping[str, Case] = {
         scene=Scene(
             limits=replace(LIMITS, num_blocks=32_001, max_num_mixed_tokens=2048),
             timing=TIMING,
-            workload=lambda: _open(22.0, 300, Uniform(1500, 2500), Uniform(50, 100), clients=TENANTS),
+            workload=lambda: _open(22.0, 200, Uniform(1500, 2500), Uniform(50, 100), clients=TENANTS),
         ),
     ),
     "unbalanced": Case(
@@ -179,7 +179,7 @@ CASES: Mapping[str, Case] = {
             timing=TIMING,
             workload=lambda: _open(
                 5.0,
-                120,
+                80,
                 Uniform(50, 100),
                 Uniform(400, 600),
                 prefixes=Prefixes(number=1, tokens=6144),
@@ -206,7 +206,7 @@ CASES: Mapping[str, Case] = {
         scene=Scene(
             limits=replace(LIMITS, max_num_seqs=32),
             timing=TIMING,
-            workload=lambda: _open(16.0, 200, Uniform(500, 1500), Uniform(200, 400)),
+            workload=lambda: _open(20.0, 120, Uniform(500, 1500), Uniform(200, 400)),
             num_replicas=3,
             split=Split(num_decode=1, kv_bytes_per_token=KV_BYTES_PER_TOKEN, bytes_per_s=25e9),
             has_front=False,
@@ -230,7 +230,7 @@ HEALTHY: Mapping[str, Case] = {
         scene=Scene(
             limits=LIMITS,
             timing=TIMING,
-            workload=lambda: _open(4.0, 120, Uniform(100, 400), Uniform(50, 200)),
+            workload=lambda: _open(4.0, 60, Uniform(100, 400), Uniform(50, 200)),
         ),
     ),
     "busy": Case(
@@ -240,7 +240,7 @@ HEALTHY: Mapping[str, Case] = {
             limits=LIMITS,
             timing=TIMING,
             workload=lambda: _open(
-                16.0, 200, Uniform(100, 400), Uniform(100, 200), prefixes=Prefixes(number=4, tokens=512)
+                16.0, 120, Uniform(100, 400), Uniform(100, 200), prefixes=Prefixes(number=4, tokens=512)
             ),
         ),
     ),
@@ -250,7 +250,7 @@ HEALTHY: Mapping[str, Case] = {
         scene=Scene(
             limits=LIMITS,
             timing=TIMING,
-            workload=lambda: _open(16.0, 200, Fixed(300), Uniform(50, 150), clients=TENANTS),
+            workload=lambda: _open(16.0, 120, Fixed(300), Uniform(50, 150), clients=TENANTS),
             num_replicas=2,
             is_private=True,
         ),

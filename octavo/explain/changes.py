@@ -11,6 +11,7 @@ from octavo.explain.signs import Finding
 FREE, MEMORY, MACHINES, NOT_YOURS = range(4)
 """What a change costs: a setting; more memory; more machines. The last is no change that anybody can make."""
 MIXED_TOKENS = (1024, 512, 256, 128)
+CHUNK_TOKENS = (512, 128)
 CONCURRENCY = (32, 16, 8, 4)
 
 
@@ -62,7 +63,7 @@ def _mixed(setup: Setup, finding: Finding) -> list[Change]:  # noqa: ARG001
             FREE,
             f"octavo serve --max-num-mixed-tokens {tokens}",
         )
-        for tokens in (2048, *MIXED_TOKENS)
+        for tokens in MIXED_TOKENS
         if tokens < now
     ]
 
@@ -76,7 +77,7 @@ def _chunk(setup: Setup, finding: Finding) -> list[Change]:  # noqa: ARG001
             FREE,
             f"octavo serve --max-chunk-tokens {tokens}",
         )
-        for tokens in (2048, *MIXED_TOKENS)
+        for tokens in CHUNK_TOKENS
         if tokens < limits.chunk_tokens
     ]
 
