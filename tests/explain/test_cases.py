@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from octavo.errors import ConfigError
 from octavo.explain.cases import CASES, HEALTHY, case
+from octavo.explain.causes import DETECTORS
 from octavo.explain.figures import Figures
 from octavo.explain.scenes import play, save
 from octavo.explain.story import Story
@@ -115,3 +118,11 @@ def test_names_and_causes():
     assert all(one.cause == name for name, one in CASES.items())
     assert all(one.cause is None for one in HEALTHY.values())
     assert not CASES.keys() & HEALTHY.keys()
+
+
+def test_the_page_lists_the_incidents_and_the_causes():
+    page = (Path(__file__).resolve().parents[2] / "docs" / "explain.md").read_text(encoding="utf-8")
+    causes, incidents = page.split("## What happened")[1].split("## Shipped incidents")
+    rows = dict(re.findall(r"^\| `([a-z-]+)` \| (.*) \|$", incidents, re.MULTILINE))
+    assert rows == {name: one.line for name, one in CASES.items()}
+    assert set(re.findall(r"^\| `([a-z-]+)` \|", causes, re.MULTILINE)) == {*DETECTORS, "overload"}
