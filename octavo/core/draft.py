@@ -19,6 +19,7 @@ class Draft:
     is_closed        a waiting sequence was refused and lets nobody pass
     is_short         a running sequence could not get the blocks it needs; nobody new may take any
     preempted        sequences that lost their memory while this step was being planned
+    in_background    those that give way to others; `background_tokens` is what their prompts have of the step
     """
 
     cache: PrefixCache
@@ -28,6 +29,8 @@ class Draft:
     reserved_blocks: int = 0
     is_closed: bool = False
     is_short: bool = False
+    in_background: set[int] = field(default_factory=set)
+    background_tokens: int = 0
     decodes: dict[int, Slice] = field(default_factory=dict)
     prefills: dict[int, Slice] = field(default_factory=dict)
     reserves: dict[int, int] = field(default_factory=dict)

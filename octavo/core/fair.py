@@ -35,8 +35,10 @@ OUTPUT_COST = 2.0
 
 KEPT_SEATS = 8
 """One of so many seats is for others than the client that has the rest."""
-MUCH = 4.0
-"""Whoever has been served so many times what another had lately is a heavy user beside it."""
+MORE = 1.25
+"""Whoever has been served so many times what another had lately gives way to it."""
+SOON_S = 2.0
+"""Whoever asked within that time, or has something here, may well ask again before a long step ends."""
 LATELY_S = 10.0
 """Whoever asked within that time counts as somebody who asks; and what was served that long ago counts half."""
 
@@ -225,12 +227,32 @@ class Turns:
         return sum(other == priority for _, other in self._eligible())
 
     def gives_way(self, request: Request) -> bool:
-        """Whether somebody has asked lately for something of better priority, or has been served much less lately."""
-        priority = request.priority
-        if any(other < priority for other in self._asked):
-            return True
-        measure = self._measure(priority)
-        return measure is not None and self._lately(self.clients[request.client]) > MUCH * measure[1]
+        """Whether its prompt should not make steps long: for somebody who may ask again any moment, and has a better
+        priority, or has been served less lately.
+        """
+        had = self._lately(self.clients[request.client])
+        return any(
+            priority < request.priority or had > MORE * self._lately(other)
+            for priority, other in self._near(request)
+        )
+
+    def is_outranked(self, request: Request) -> bool:
+        """Whether that somebody has a better priority."""
+        return any(priority < request.priority for priority, _ in self._near(request))
+
+    def _near(self, request: Request) -> Iterator[tuple[int, Client]]:
+        """Those that asked a moment ago or, if it is another, have something here: others for that priority or a
+        better one, the client itself for a better one.
+        """
+        for priority, asked in self._asked.items():
+            if priority > request.priority:
+                continue
+            for name, asked_s in asked.items():
+                other, is_other = self.clients[name], name != request.client
+                is_here = is_other and (other.num_seats > 0 or bool(other.lines))
+                may_ask = (is_other or priority < request.priority) and self.now_s - asked_s <= SOON_S
+                if is_here or may_ask:
+                    yield priority, other
 
     def seated(self, request: Request, change: int) -> None:
         """So many seats more, or less, are taken by this request."""

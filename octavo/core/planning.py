@@ -13,8 +13,10 @@ There is no prefill phase and no decode phase. Each plan gives one token budget 
 
 The budget is the whole of it where nobody would wait for the step to end but those who are in it for their prompts, or
 are of worse priority. A step that others decode in, or that another client waits for, has `max_num_mixed_tokens`.
-Prompts go on in small pieces while clients of better priority ask now and then, or such that have been served much
-less lately, so that whoever comes finds a short step under way.
+What gives way to others, because they have a better priority or have been served less lately and may ask again any
+moment, does not make their steps long: prompts of whoever has been served more, half as long again; all that is of
+worse priority, what decodes included, a tenth. How many tokens that is follows from what steps cost, which whoever
+measures them tells.
 
 Blocks go to the best placed first; the worst placed gives its own up (`victims.py`). A preempted sequence keeps its
 tokens, goes back to its place in the queue and recomputes.
@@ -46,16 +48,23 @@ from octavo.errors import Bug
 
 JUST_PREEMPTED = "it gave its memory up in this very step"
 BACKGROUND = 8
-"""A prompt in the background has one of so many tokens of `max_num_mixed_tokens`."""
+"""Where nothing is known of what steps cost, what gives way has one of so many tokens of `max_num_mixed_tokens`."""
+SERVED, OUTRANKED = 2, 10
+"""What gives way may make a step longer by one of so many parts: prompts of whoever has been served more; all that is
+of worse priority."""
 WAITS_FOR_FLIGHT = "blocks it needs are in use by a step in flight"
 
 
 class Planner:
-    """Plans over one roster and its tables. Holds the preemptions that no step has reported yet."""
+    """Plans over one roster and its tables. Holds the preemptions that no step has reported yet.
+
+    fixed_tokens  how many tokens cost what a step costs without any; None where nobody has measured it
+    """
 
     def __init__(self, roster: Roster, tables: Tables, rules: Ordered[Rule], limits: Limits) -> None:
         self.preempted: list[int] = []
         self.events: list[Preempted] = []
+        self.fixed_tokens: int | None = None
         self._roster = roster
         self._tables = tables
         self._cache = tables.cache
@@ -76,7 +85,7 @@ class Planner:
         return draft
 
     def _continue_running(self, draft: Draft) -> None:
-        ready = [(sequence, sequence.num_ready) for sequence in self._roster.resident]
+        ready = self._without_those_behind([(one, one.num_ready) for one in self._roster.resident])
         draft.promised_tokens = sum(1 for _, count in ready if count == 1)
         prefills = [sequence for sequence, count in ready if count > 1]
         self._set_budget(draft, prefills, [sequence for sequence, count in ready if count == 1])
@@ -97,6 +106,37 @@ class Planner:
                     continue
             self._continue(sequence, sequence.num_planned + count, draft)
 
+    def _without_those_behind(self, ready: list[tuple[Sequence, int]]) -> list[tuple[Sequence, int]]:
+        """Of what decodes at a worse priority than the best that computes now, only as many as that hardly feels."""
+        if self.fixed_tokens is None or len(ready) < 2:
+            return ready
+        best = min((one.request.priority for one, count in ready if count), default=0)
+        if ready[-1][0].request.priority <= best:  # they are in order
+            return ready
+        num_before = sum(count for one, count in ready if one.request.priority == best)
+        left = self._tokens_behind(min(num_before, self._limits.mixed_tokens(0)))
+        kept: list[tuple[Sequence, int]] = []
+        for one, count in ready:
+            is_behind = count == 1 and one.request.priority > best
+            if not is_behind or left > 0:
+                kept.append((one, count))
+            left -= is_behind
+        return kept
+
+    def _tokens_behind(self, num_before: int) -> int:
+        """How many tokens make a step of so many others longer by a tenth."""
+        assert self.fixed_tokens is not None
+        return max((self.fixed_tokens + num_before) // OUTRANKED, 1)
+
+    def _tokens_that_give_way(self, sequence: Sequence, draft: Draft) -> int:
+        """How many prompt tokens a step may have that give way to others, all together."""
+        if self.fixed_tokens is None:
+            return max(self._limits.mixed_tokens(0) // BACKGROUND, 1)
+        num_before = len(draft.decodes) + draft.promised_tokens
+        if not draft.is_empty and self._roster.turns.is_outranked(sequence.request):
+            return self._tokens_behind(num_before)
+        return max((self.fixed_tokens + num_before) // SERVED, 1)
+
     def _chunk(self, sequence: Sequence, draft: Draft, num_clients: int = 1) -> int:
         """Tokens of a prompt in this step, at most; few where somebody who goes before it may come any time.
 
@@ -104,7 +144,8 @@ class Planner:
         """
         most = min(self._max_chunk, -(-draft.tokens_left // num_clients))
         if self._roster.turns.gives_way(sequence.request):
-            return min(most, max(self._limits.mixed_tokens(0) // BACKGROUND, 1))
+            draft.in_background.add(sequence.seq_id)
+            return min(most, self._tokens_that_give_way(sequence, draft) - draft.background_tokens)
         return most
 
     def _set_budget(self, draft: Draft, prefills: Ordered[Sequence], decodes: Ordered[Sequence]) -> None:
@@ -173,6 +214,8 @@ class Planner:
             extension.replaced,
         )
         draft.add(piece, extension.copies, is_decode=start + 1 == known)
+        if sequence.seq_id in draft.in_background:
+            draft.background_tokens += end - start
 
     def refused(self, draft: Draft, decodes: Ordered[Sequence]) -> tuple[Sequence | None, str | None]:
         """Who is asked first in a step in which all others decode, and why it has to wait with all behind it."""
@@ -215,19 +258,25 @@ class Planner:
     def _in_parts(self, prefills: Ordered[Sequence]) -> list[tuple[Sequence, int]]:
         """Running prefills as they are to be asked, and how many clients share what is left then.
 
-        Of one priority, the client with the shortest rest goes first, so that what it leaves is the others'.
+        Of one priority, the client with the shortest rest goes first, so that what it leaves is the others'. Those that
+        give way come last of it, and nothing is kept for them.
         """
+        gives_way = self._roster.turns.gives_way
+        last = {sequence.seq_id: gives_way(sequence.request) for sequence in prefills}
         shortest: dict[tuple[int, str], int] = {}
         for sequence in prefills:
             key = (sequence.request.priority, sequence.request.client)
             shortest[key] = min(shortest.get(key, sequence.num_ready), sequence.num_ready)
         keyed = [(sequence, (sequence.request.priority, sequence.request.client)) for sequence in prefills]
-        keyed.sort(key=lambda one: (one[1][0], shortest[one[1]], one[1][1], one[0].order))
+        keyed.sort(
+            key=lambda one: (one[1][0], last[one[0].seq_id], shortest[one[1]], one[1][1], one[0].order)
+        )
         found: list[tuple[Sequence, int]] = []
         clients: set[tuple[int, str]] = set()
         for sequence, client in reversed(keyed):
-            clients.add(client)
-            found.append((sequence, len(clients)))
+            if not last[sequence.seq_id]:
+                clients.add(client)
+            found.append((sequence, max(len(clients), 1)))
         return found[::-1]
 
     def _candidate(self, place: int) -> Sequence | None:

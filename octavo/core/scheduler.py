@@ -166,6 +166,11 @@ class Scheduler:
             events.append(self._end(sequence, reason))
         return events
 
+    @property
+    def knows_costs(self) -> bool:
+        """Whether it has been told what steps cost."""
+        return self._planner.fixed_tokens is not None
+
     def tell_costs(self, fixed_tokens: int) -> None:
         """What steps have been measured to cost: without any tokens as much as so many more tokens."""
         self._planner.fixed_tokens = fixed_tokens

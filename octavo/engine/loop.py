@@ -22,6 +22,7 @@ from octavo.core.turns import TurnTaker
 from octavo.decode.beam import BeamSearch
 from octavo.decode.grammar import Compiled, Grammars
 from octavo.engine.checks import bad_words_of, check_request, check_types
+from octavo.engine.costs import StepCosts
 from octavo.engine.outputs import RequestEnded, RequestMetrics, Update
 from octavo.engine.resume import take_up
 from octavo.engine.tracking import Tracked
@@ -106,6 +107,7 @@ class Engine(TurnTaker[list[Update]]):
         self._num_steps = 0
         self._step_times = StepTimes(ended_s=clock())
         self._launched_s = 0.0
+        self._costs = StepCosts()
         self._tracked: dict[str, Tracked] = {}
         self._owner: dict[int, tuple[str, int]] = {}
         self._started: dict[int, int] = {}
@@ -255,11 +257,15 @@ class Engine(TurnTaker[list[Update]]):
         """
         self._raise_failure()
         updates: list[Update] = []
+        costs = self._costs.news()
+        if costs is not None:
+            self.scheduler.tell_costs(costs)
         awaited = self.begin_turn()
         if awaited is not None:
             result = self._carried_out(awaited)
             ended_s = self._clock()
             self._step_times.note(awaited.num_tokens, self._launched_s, ended_s)
+            self._costs.note(awaited.num_tokens, ended_s - self._launched_s)
             if self._on_ran is not None:
                 self._on_ran(self._launched_s, ended_s)
             updates = self.end_turn(result)

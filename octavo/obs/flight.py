@@ -161,6 +161,12 @@ class CacheReset(Entry, frozen=True, tag=9):
     num_blocks: int
 
 
+class Costed(Entry, frozen=True, tag=10):
+    """It was told that a step costs without any tokens as much as so many more."""
+
+    fixed_tokens: int
+
+
 class Served(Entry, frozen=True, tag=20):
     """A request has been answered, or not.
 
@@ -226,7 +232,17 @@ class Section(Entry, frozen=True, tag=31):
 
 
 EngineEntry = (
-    Opened | Submitted | Cancelled | Closed | Planned | Committed | Advanced | Drawn | Pinned | CacheReset
+    Opened
+    | Submitted
+    | Cancelled
+    | Closed
+    | Planned
+    | Committed
+    | Advanced
+    | Drawn
+    | Pinned
+    | CacheReset
+    | Costed
 )
 
 FrontEntry = Served | Departed

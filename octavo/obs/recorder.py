@@ -24,6 +24,7 @@ from octavo.obs.flight import (
     Cancelled,
     Closed,
     Committed,
+    Costed,
     Drawn,
     Entry,
     Opened,
@@ -222,6 +223,10 @@ class RecordedScheduler(Scheduler):
         self._drawn(events)
         self._note(Advanced(now_s, request_id, tuple(names), _ended(events), _forks(events)))
         return events
+
+    def tell_costs(self, fixed_tokens: int) -> None:
+        super().tell_costs(fixed_tokens)
+        self._note(Costed(fixed_tokens))
 
     def pin(self, tokens: Iterable[int], namespace: bytes = b"") -> int:
         kept = tuple(tokens)

@@ -36,6 +36,7 @@ from octavo.obs.flight import (
     Cancelled,
     Closed,
     Committed,
+    Costed,
     Drawn,
     EngineEntry,
     Opened,
@@ -193,6 +194,9 @@ class Player:
                 return entry.num_blocks, call(np.frombuffer(entry.names, np.uint32).tolist(), entry.namespace)
             case CacheReset():
                 return entry.num_blocks, scheduler.reset_cache()
+            case Costed():
+                scheduler.tell_costs(entry.fixed_tokens)
+                return None, None
             case Drawn():
                 return None, None
         raise LoadError("a recording opens only once")

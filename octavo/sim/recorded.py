@@ -20,6 +20,7 @@ from octavo.obs.flight import (
     Cancelled,
     Closed,
     Committed,
+    Costed,
     Drawn,
     EngineEntry,
     Opened,
@@ -31,7 +32,7 @@ from octavo.obs.replay import Diverged, Player, Prompts
 from octavo.sim.timing import Work, work_of
 from octavo.sim.traces import BLOCK_TOKENS, Row, Trace
 
-FROM_OUTSIDE = (Submitted, Cancelled, Closed, Pinned, CacheReset)
+FROM_OUTSIDE = (Submitted, Cancelled, Closed, Pinned, CacheReset, Costed)
 WHILE_COMMITTING = (Closed, Advanced)
 
 

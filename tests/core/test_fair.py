@@ -217,7 +217,7 @@ def test_a_short_prompt_does_not_wait_for_the_rest_of_anothers_long_one():
     tokens = {
         world.scheduler.sequences[piece.seq_id].request.client: piece.num_tokens for piece in step.slices
     }
-    assert tokens == {"a": 12, "b": 4}
+    assert tokens == {"a": 2, "b": 4}, "nor is its step made long by it"
     world.land()
     world.drain()
 
@@ -345,6 +345,78 @@ def test_what_a_short_rest_leaves_is_the_others():
     world = a_reads_a_long_prompt()
     world.submit(ask("b", 0, prompt=18))
     world.turn()
+    equally_served(world)
     assert [piece.num_tokens for piece in world.plan().slices] == [3, 13]
+    world.land()
+    world.drain()
+
+
+def equally_served(world: World) -> None:
+    """Neither client has had more lately."""
+    clients = world.scheduler.roster.turns.clients
+    clients["b"].lately, clients["b"].charged_s = clients["a"].lately, clients["a"].charged_s
+
+
+def shared(step) -> dict[int, int]:
+    return {piece.seq_id: piece.num_tokens for piece in step.slices}
+
+
+def test_all_prompts_that_give_way_have_one_part_together():
+    more = {"max_num_batched_tokens": 64, "max_num_mixed_tokens": 32, "max_chunk_tokens": None}
+    world = World(limits(num_blocks=400, max_num_seqs=8, max_model_len=256, **more))
+    world.submit(ask("b", 0, prompt=1, max_tokens=50))
+    world.turn()
+    for number in range(3):
+        world.submit(ask("a", number, prompt=60))
+    for _ in range(6):
+        world.turn()
+    step = world.plan()
+    assert sum(piece.num_tokens for piece in step.slices[1:]) <= 32 // 8 + 2, "a token each where one begins"
+    world.land()
+    world.drain()
+
+
+def test_what_steps_cost_says_how_long_prompts_of_heavy_users_may_make_them():
+    more = {"max_num_batched_tokens": 64, "max_num_mixed_tokens": 32, "max_chunk_tokens": None}
+    world = World(limits(num_blocks=400, max_num_seqs=8, max_model_len=256, **more))
+    world.submit(ask("b", 0, prompt=1, max_tokens=60))
+    world.turn()
+    world.submit(ask("a", 0, prompt=100))
+    world.turn()
+    for fixed, wanted in ((21, 11), (3, 2), (1, 1)):
+        world.scheduler.tell_costs(fixed)
+        assert shared(world.plan()) == {0: 1, 1: wanted}, "half as long again as with one that decodes"
+        world.land()
+    world.drain()
+
+
+def test_of_what_decodes_at_a_worse_priority_only_so_many_go_on_as_others_hardly_feel():
+    world = World(limits(num_blocks=400, max_num_seqs=16, max_num_batched_tokens=64, max_model_len=256))
+    for number in range(8):
+        world.submit(replace(ask("a/batch", number, prompt=1, max_tokens=40), priority=9))
+    world.turn(ahead=False)
+    world.submit(ask("a", 0, prompt=1, max_tokens=4))
+    world.turn(ahead=False)
+    assert shared(world.plan()) == dict.fromkeys(range(9), 1), "nothing is known of what steps cost"
+    world.land()
+    world.scheduler.tell_costs(29)
+    assert shared(world.plan()) == dict.fromkeys((0, 1, 2, 8), 1), "a tenth of 29 and one"
+    world.land()
+    while world.scheduler.live("a0"):
+        world.turn(ahead=False)
+    assert shared(world.plan()) == dict.fromkeys(range(8), 1), "all of them when nobody else is there"
+    world.land()
+    world.drain()
+    assert world.num_verified == 9
+
+
+def test_a_client_gives_way_to_its_own_better_requests():
+    more = {"max_num_batched_tokens": 64, "max_num_mixed_tokens": 32, "max_chunk_tokens": None}
+    world = World(limits(num_blocks=400, max_num_seqs=8, max_model_len=256, **more))
+    world.submit(ask("a", 0, prompt=1, max_tokens=50))
+    world.turn()
+    world.submit(replace(ask("a", 1, prompt=60), priority=9))
+    world.turn()
+    assert shared(world.plan()) == {0: 1, 1: 4}
     world.land()
     world.drain()

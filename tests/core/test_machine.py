@@ -90,6 +90,10 @@ class SchedulerMachine(RuleBasedStateMachine):
         for _ in range(turns):
             self.world.turn(ahead=ahead)
 
+    @rule(fixed_tokens=st.integers(1, 40))
+    def tell_costs(self, fixed_tokens):
+        self.world.tell_costs(fixed_tokens)
+
     @rule()
     def advance(self):
         self.world.advance_ready()

@@ -96,6 +96,8 @@ def story(seed: int, sink: Kept | Ring, num_turns: int = 200) -> list[Step]:
             (scheduler.pin if rng.random() < 0.7 else scheduler.unpin)(tokens)
         if rng.random() < 0.03:
             scheduler.reset_cache()
+        if rng.random() < 0.03:
+            scheduler.tell_costs(rng.randrange(1, 12))
         if len(flying) < 2:
             step = scheduler.plan(now_s)
             if step is not None:
