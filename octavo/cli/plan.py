@@ -11,6 +11,9 @@ PLANS = {
     "comm": "bytes and seconds on links for every way to spread a model",
     "block": "a layer operation by operation: shapes, FLOPs, bytes, what bounds each",
     "train": "time and money to train, and how well the compute is split",
+    "serve": "which layout serves a load within its limits, at what cost, and why the others lost",
+    "cost": "dollars for tokens of each kind, by utilisation",
+    "break-even": "from what load on devices of one's own cost less than an API",
     "design": "from compute to parameters, tokens and a shape, with or without serving",
 }
 """Kind of plan -> what it answers; `octavo.cli.plans` has a module of that name, dashes read as underscores."""
