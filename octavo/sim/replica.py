@@ -24,7 +24,7 @@ from octavo.core.stretch import Stretch, measure, skip
 from octavo.core.turns import TurnTaker
 from octavo.errors import Bug, RequestError
 from octavo.sim.served import Served, Tally
-from octavo.sim.timing import NS_PER_S, Affine, Timing, step_ns, stretch_ns, work_of
+from octavo.sim.timing import NS_PER_S, Affine, Timing, fixed_tokens, step_ns, stretch_ns, work_of
 
 MAX_TURNS = 4096
 """Turns skipped at once; more only means another stretch."""
@@ -169,6 +169,8 @@ class Replica(TurnTaker[None]):
         self.scheduler = scheduler
         self.timing = timing
         self._needs_slices = timing.model.needs_slices
+        if isinstance(scheduler, Scheduler):
+            scheduler.tell_costs(fixed_tokens(timing.model))
         self._is_exact = is_exact
         self._is_blind = is_blind
         self._on_move = on_move

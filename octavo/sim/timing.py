@@ -13,12 +13,15 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Protocol
 
-from octavo.core.step import Step
+from octavo.core.step import Slice, Step
 from octavo.errors import ConfigError
 
 NS_PER_S = 1_000_000_000
 FS_PER_S, FS_PER_NS = 10**15, 10**6
 """Constants of affine models count in femtoseconds, so that sums of them are exact."""
+
+LONG_CHUNK = 128
+MAX_FIXED_TOKENS = 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,6 +118,18 @@ class Affine(ABC):
 
     def seconds(self, work: Work) -> float:
         return self.base_s(work) + self.context_s * work.decode_context
+
+
+def fixed_tokens(model: TimeModel) -> int:
+    """How many prompt tokens cost what a step costs without any, by a step of one and one of LONG_CHUNK of them."""
+    short, long = (
+        model.seconds(work_of(Step(0, (Slice(0, 0, 0, count, samples=1),)), with_slices=model.needs_slices))
+        for count in (1, LONG_CHUNK)
+    )
+    per_token_s = (long - short) / (LONG_CHUNK - 1)
+    if per_token_s <= 0:
+        return MAX_FIXED_TOKENS
+    return min(max(round(short / per_token_s - 1), 1), MAX_FIXED_TOKENS)
 
 
 def step_ns(model: TimeModel, work: Work) -> int:
