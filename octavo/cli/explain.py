@@ -32,7 +32,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--no-what-if", action="store_true", help="simulate nothing")
     parser.add_argument(
-        "--requests", metavar="COUNT", help="to simulate, at the most: those around the slowest ones [2000]"
+        "--requests", metavar="COUNT", help="to simulate, at the most: those around the slowest ones [4000]"
     )
     parser.add_argument(
         "--target-p99",

@@ -7,7 +7,7 @@ has many tokens. Both are fitted, and the one that is nearer to the steps is tak
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,9 +43,28 @@ def fitted(measured: Sequence[tuple[Work, float]]) -> Fitted:
     rows, seconds = _rows(some), np.array([took_s for _, took_s in some])
     first = np.array([max(linear.model.seconds(work), 0.0) for work, _ in some])
     blend, loss, error = _fit_blend(rows, seconds, linear)
+    model: Linear | Blend = linear.model
     if loss < BETTER * _huber(first / seconds - 1):
-        return Fitted(blend, error)
-    return Fitted(linear.model, linear.median_error)
+        model = blend
+    else:
+        error = linear.median_error
+    return Fitted(_scaled(model, _bias(model, measured)), error)
+
+
+def _bias(model: TimeModel, measured: Sequence[tuple[Work, float]]) -> float:
+    """What steps took together, per what the model says: what queues up goes by means, and fits go by medians.
+
+    The worst hundredth is left out: what stalled once will not stall again.
+    """
+    said = np.array([model.seconds(work) for work, _ in measured])
+    took = np.array([took_s for _, took_s in measured])
+    kept = took / said <= np.percentile(took / said, 99)
+    return float(took[kept].sum() / said[kept].sum())
+
+
+def _scaled(model: Linear | Blend, times: float) -> Linear | Blend:
+    changed = {one.name: getattr(model, one.name) * times for one in fields(model) if one.name.endswith("_s")}
+    return replace(model, **changed)
 
 
 def _rows(measured: Sequence[tuple[Work, float]]) -> Floats:

@@ -20,7 +20,7 @@ from octavo.explain.signs import Finding
 from octavo.sim.report import Line, lines
 from octavo.units import format_seconds
 
-MAX_REQUESTS = 2000
+MAX_REQUESTS = 4000
 METRICS = ("ttft_s", "tpot_s", "gap_s", "e2e_s")
 LEAST_GAIN = 0.1
 """Of the 99th percentile; less is no advice."""
