@@ -13,7 +13,7 @@ from octavo.planner.layouts import Ask, Rejected, label, ladder, replicas
 from octavo.planner.slo import Slo, misses, tpot_s, ttft_s
 from octavo.units import format_seconds
 
-_HALVINGS = 30
+_HALVINGS, _REFINED = 30, 5
 SPARE = 1.1
 """Of limits that are given up, beyond what a single request needs."""
 
@@ -129,6 +129,7 @@ def _best(ask: Ask, replica: Replica, rungs: list[float]) -> Plan | Rejected:
                     reason=f"{missed[0]} even with {concurrency:g} at once: {made.bound}",
                 )
             ended = f"{missed[0].what} of {format_seconds(missed[0].limit_s)}"
+            kept = _up_to(ask, steps, kept, concurrency)
             break
         if kept is None or made.requests_per_s > kept.requests_per_s:
             kept = made
@@ -137,6 +138,20 @@ def _best(ask: Ask, replica: Replica, rungs: list[float]) -> Plan | Rejected:
             break
     assert kept is not None, "a layout with room has a rung"
     return _shared(ask, steps, kept, ended)
+
+
+def _up_to(ask: Ask, steps: Steps, kept: Steady, missing: float) -> Steady:
+    """The balance nearest to a number of requests at once that breaks a limit, from one that keeps all."""
+    for _ in range(_REFINED):
+        middle = (kept.concurrency + missing) / 2
+        made = balance(steps, middle)
+        if misses(made, ask.slo, ask.load.output_tokens - 1, ask.front_end_s):
+            missing = middle
+        elif made.requests_per_s > kept.requests_per_s:
+            kept = made
+        else:
+            break
+    return kept
 
 
 def _shared(ask: Ask, steps: Steps, most: Steady, ended: str) -> Plan:

@@ -102,7 +102,10 @@ def test_intervals_hold_the_value_and_say_where_they_are_from() -> None:
 
 @pytest.mark.parametrize("part", PARTS)
 def test_every_part_of_a_step_can_be_the_one_to_measure(part: str) -> None:
-    said = certainty.sharpen({name: 3.0 if name == part else 1.0 for name in PARTS}, "assumed")
+    parts = {name: 3.0 if name == part else 1.0 for name in PARTS}
+    said = certainty.sharpen(known.shape("llama-3.1-8b"), parts, "assumed")
     assert "60 timed requests" in said
+    assert "about 5% either way" in said
     assert "33% of a step" in said
+    assert "about 25%" in certainty.sharpen(known.shape("deepseek-v3"), parts, "assumed")
     assert said.endswith("assumed here.")

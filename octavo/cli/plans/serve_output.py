@@ -64,8 +64,14 @@ def as_json(
             for one in relaxed
         ],
         "split": None if pools is None or best is None else _pools(ask, best, pools),
-        "sharpen": None if best is None else certainty.sharpen(best.made.parts, best.replica.constants.basis),
+        "sharpen": None
+        if best is None
+        else certainty.sharpen(ask.shape, best.made.parts, best.replica.constants.basis),
     }
+
+
+def _sharpen(ask: Ask, plan: Plan) -> str:
+    return certainty.sharpen(ask.shape, plan.made.parts, plan.replica.constants.basis)
 
 
 def _plan(ask: Ask, plan: Plan) -> dict[str, Any]:
@@ -148,14 +154,8 @@ def _show_best(ask: Ask, plan: Plan, pools: Split | None) -> None:
             *_spread(found["tpot_s"], format_seconds),
             f"{format_seconds(made.decode_s)} without prompts",
         ),
-        (
-            "tokens/s",
-            f"{plan.output_per_s:.0f}",
-            "",
-            "exact",
-            f"of {plan.num_replicas * plan.most.output_per_s:.0f}",
-        ),
-        ("at once", f"{plan.num_replicas * made.concurrency:.0f}", "", "predicted", "by Little's law"),
+        ("tokens/s", f"{plan.output_per_s:.0f}", "", *_demand(ask, "rate", plan)),
+        ("at once", f"{plan.num_replicas * made.concurrency:.0f}", "", *_demand(ask, "concurrency", plan)),
     ]
     if "usd_per_million_output" in found:
         spread = _spread(found["usd_per_million_output"], lambda value: f"${value:.2f}")
@@ -165,8 +165,17 @@ def _show_best(ask: Ask, plan: Plan, pools: Split | None) -> None:
     output.print_table(["", "value", "90 %", "basis", ""], rows, right=[1])
     print(f"\nA replica's load ends at {plan.most.concurrency:.0f} at once: {plan.limited_by}.")
     print(f"Bound: {made.bound}; prompts take {made.prompt_share:.0%} of the time.")
-    print(certainty.sharpen(made.parts, plan.replica.constants.basis))
+    print(_sharpen(ask, plan))
     print(_split(ask, plan, pools))
+
+
+def _demand(ask: Ask, of: str, plan: Plan) -> tuple[str, str]:
+    """What is asked for is exact; the other follows from it."""
+    is_rate = ask.requests_per_s is not None
+    basis = certainty.EXACT if is_rate == (of == "rate") else certainty.PREDICTED
+    if of == "rate":
+        return basis, f"of {plan.num_replicas * plan.most.output_per_s:.0f} at most"
+    return basis, "by Little's law" if is_rate else "as asked"
 
 
 def _front_end(ask: Ask) -> str:
