@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from octavo.explain import causes_around, causes_within
 from octavo.explain.figures import Figures
-from octavo.explain.signs import Finding, Sign
+from octavo.explain.signs import LEAST_SURE, Finding, Sign
 
 DETECTORS: Mapping[str, Callable[[Figures], Finding]] = {
     "kv-exhausted": causes_within.kv_exhausted,
@@ -27,15 +27,20 @@ DETECTORS: Mapping[str, Callable[[Figures], Finding]] = {
 }
 """By cause. Overload is not among them: it is what remains where none of these explains the waiting."""
 
+RIVAL = 0.5
+"""A cause that explains so much of what overload does is taken before it."""
+
 
 def findings(figures: Figures) -> list[Finding]:
     """Every cause that was looked for, the one that explains most first; see `Finding.stands_out`."""
-    found = [detector(figures) for detector in DETECTORS.values()] if figures.rows else []
-    if figures.rows:
-        surest = max((one.confidence for one in found if one.stands_out), default=0.0)
-        last = causes_around.overload(figures)
-        other = Sign("no other cause", 1 - surest, 0.2, 0.6)
-        found.append(replace(last, signs=(*last.signs, other)))
+    if not figures.rows:
+        return []
+    found = [detector(figures) for detector in DETECTORS.values()]
+    last = causes_around.overload(figures)
+    rivals = [one for one in found if one.stands_out and one.explains >= RIVAL * last.explains]
+    surest = max((one.confidence for one in rivals), default=0.0)
+    alone = Sign("certainty that nothing else explains it", 1 - surest, LEAST_SURE, 0.8)
+    found.append(replace(last, signs=(*last.signs, alone)))
     return sorted(found, key=lambda one: (-one.stands_out, -one.score, one.cause))
 
 

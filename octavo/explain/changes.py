@@ -13,6 +13,8 @@ FREE, MEMORY, MACHINES, NOT_YOURS = range(4)
 MIXED_TOKENS = (1024, 512, 256, 128)
 CHUNK_TOKENS = (512, 128)
 CONCURRENCY = (32, 16, 8, 4)
+BATCH = "/batch"
+"""Ends the name that lines of a tenant's batches have at an engine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +128,9 @@ def _concurrency(setup: Setup, finding: Finding) -> list[Change]:
             f"{client} may have {most} requests at a time, and waits outside for more",
             replace(setup, bound=(client, most)),
             FREE,
-            f'in the file of --keys, under [[tenant]] id = "{client}": max_concurrency = {most}',
+            f"octavo serve --batch-concurrency {most}"
+            if client.endswith(BATCH)
+            else f'in the file of --keys, under [[tenant]] id = "{client}": max_concurrency = {most}',
         )
         for most in CONCURRENCY
         if most < setup.limits.max_num_seqs * setup.num_replicas

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from octavo.explain.causes import findings, standing_out
@@ -90,7 +91,7 @@ def _what_if(result: WhatIf) -> dict[str, Any]:
         else {
             "says": advice.says,
             "command": advice.command,
-            "p99_before_s": advice.before_p99_s,
+            "p99_before_s": advice.before_p99_s if math.isfinite(advice.before_p99_s) else None,
             "p99_after_s": advice.after_p99_s,
         },
     }

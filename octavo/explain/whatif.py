@@ -7,6 +7,7 @@ by the recorded settings, simulated: each figure against the recorded one.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -127,7 +128,8 @@ def what_if(
     before_s = base.p99(finding.metric)
     for change in changes(setup, finding):
         played = player.play(change.setup)
-        gain = 1 - played.p99(finding.metric) / before_s if before_s > 0 else 0.0
+        after_s = played.p99(finding.metric)
+        gain = 1 - after_s / before_s if before_s > 0 and math.isfinite(after_s) else 0.0
         result.tried.append(Tried(change, played, gain))
     result.advice = _advice(result, player, setup, target_p99_s)
     return result

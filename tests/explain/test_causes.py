@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import msgspec
 import pytest
 
 from octavo.explain import ledger as lines
@@ -68,8 +69,6 @@ def changed(name: str, **moves: float) -> list[str]:
 
 
 def replace_struct(entry: Served, **values: float) -> Served:
-    import msgspec
-
     return msgspec.structs.replace(entry, **values)
 
 
@@ -104,6 +103,18 @@ def test_clipped_ledgers_still_add_up():
     for _, _, ledger in Figures(story, 5.0, 15.0).rows:
         assert sum(line.seconds for line in ledger.lines) == pytest.approx(ledger.wall_s, abs=1e-6)
         assert ledger.wall_s <= 10.0 + 1e-9
+
+
+@pytest.mark.parametrize("name", ["few-seats", "kv-exhausted", "long-prompts"])
+def test_a_recording_whose_beginning_is_overwritten_tells_the_same(name):
+    recording, _ = played(name)
+    (engine,) = recording.engines
+    kept = engine.entries[len(engine.entries) // 3 :]
+    opened = msgspec.structs.replace(engine.opened, is_whole=False)
+    half = replace(engine, entries=[opened, *kept])
+    story = Story(Recording(recording.saved, recording.front, [half]))
+    assert 0 < len(story.ended()) < len(figures(name).story.ended())
+    assert findings(Figures(story))[0].cause == name
 
 
 def test_prefixes_computed_again_are_counted():

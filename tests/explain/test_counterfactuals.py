@@ -31,6 +31,7 @@ from tests.server.test_end_to_end import REAL
 from tests.server.test_recordings import saved
 
 COMMON = ("--num-threads", "1", "--max-model-len", "2048", "--max-queued-requests", "4096")
+NUM_ROUNDS = 3
 Spread = dict[str, dict[str, float]]
 
 
@@ -59,8 +60,8 @@ TRIALS = {
         limits={"max_num_seqs": 16},
         prompts=(60, 100, 140, 180),
         outputs=(40, 120),
-        rate=20.0,
-        count=400,
+        rate=30.0,
+        count=450,
     ),
     "long prompts": Trial(
         cause="long-prompts",
@@ -83,13 +84,13 @@ TRIALS = {
     "blocks": Trial(
         cause="kv-exhausted",
         metric="e2e_s",
-        flags=("--num-kv-blocks", "50", "--max-model-len", "512"),
+        flags=("--num-kv-blocks", "34", "--max-model-len", "512"),
         changed=("--num-kv-blocks", "400"),
         limits={"num_blocks": 400},
         prompts=(60, 100, 140),
-        outputs=(60, 200),
-        rate=16.0,
-        count=300,
+        outputs=(60, 140),
+        rate=26.0,
+        count=400,
     ),
 }
 
@@ -127,37 +128,53 @@ def measured(figures: Figures) -> Spread:
     return {metric: spread([getattr(one, metric) for one in came]) for metric in METRICS}
 
 
-def predicted(figures: Figures, limits: dict[str, int]) -> tuple[Spread, float]:
+def predicted(figures: Figures, limits: dict[str, int]) -> Spread:
     came = arrivals(figures)
-    setup, fit = recorded_setup(figures, came)
+    setup, _ = recorded_setup(figures, came)
     changed: Setup = replace(setup, limits=replace(setup.limits, **limits))
     done = lines(changed.play(came))
     names = {metric: "longest_gap_s" if metric == "gap_s" else metric for metric in METRICS}
+    return {metric: spread([getattr(one, name) for one in done]) for metric, name in names.items()}
+
+
+def medians(several: Sequence[Spread]) -> Spread:
     return {
-        metric: spread([getattr(one, name) for one in done]) for metric, name in names.items()
-    }, fit.median_error
+        metric: {
+            place: float(np.median([one[metric][place] for one in several])) for place in several[0][metric]
+        }
+        for metric in METRICS
+    }
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", TRIALS)
 def test_changed_settings_do_what_was_predicted(name, tmp_path):
+    """Medians of three rounds, the two settings one after the other in each."""
     trial = TRIALS[name]
-    before = serve(trial, (), tmp_path / "before")
-    first = findings(before)[0]
-    assert first.stands_out, first
-    assert first.cause == trial.cause
-    again, fit_error = predicted(before, {})
-    expected, _ = predicted(before, trial.limits)
-    after = measured(serve(trial, trial.changed, tmp_path / "after"))
-    was = measured(before)
-    print(f"\n{name}: {trial.changed}; error of the model of steps {fit_error:.1%}")
+    was, again, expected, after = [], [], [], []
+    for round_ in range(NUM_ROUNDS):
+        before = serve(trial, (), tmp_path / f"before-{round_}")
+        first = findings(before)[0]
+        assert first.stands_out, first
+        assert first.cause == trial.cause
+        was.append(measured(before))
+        again.append(predicted(before, {}))
+        expected.append(predicted(before, trial.limits))
+        after.append(measured(serve(trial, trial.changed, tmp_path / f"after-{round_}")))
+        print(what_if(before, first).advice)
+    show(name, *map(medians, (was, again, expected, after)))
+    metric = trial.metric
+    assert medians(expected)[metric]["p99"] < 0.8 * medians(was)[metric]["p99"]
+    assert medians(after)[metric]["p99"] < 0.8 * medians(was)[metric]["p99"]
+
+
+def show(name: str, was: Spread, again: Spread, expected: Spread, after: Spread) -> None:
+    print(f"\n{name}: changed are {' '.join(TRIALS[name].changed)}")
     for metric in METRICS:
         for place in ("p50", "p99"):
+            old, said, came = was[metric][place], expected[metric][place], after[metric][place]
             print(
-                f"  {metric} {place}: recorded {was[metric][place]:.4f}, simulated {again[metric][place]:.4f};"
-                f" changed: predicted {expected[metric][place]:.4f}, real {after[metric][place]:.4f}"
-                f" ({expected[metric][place] / after[metric][place] - 1:+.1%})"
+                f"  {metric} {place}: recorded {old:.4f}, simulated {again[metric][place]:.4f};"
+                f" changed: predicted {said:.4f}, real {came:.4f} ({said / came - 1:+.1%})"
             )
-    print("  advice:", what_if(before, first).advice)
-    assert expected[trial.metric]["p99"] < 0.8 * was[trial.metric]["p99"]
-    assert after[trial.metric]["p99"] < 0.8 * was[trial.metric]["p99"]

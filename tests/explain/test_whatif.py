@@ -17,6 +17,7 @@ from octavo.explain.changes import CHANGES, FREE, NOT_YOURS
 from octavo.explain.figures import Figures
 from octavo.explain.fitting import fitted
 from octavo.explain.scenes import play
+from octavo.explain.setups import recorded_setup
 from octavo.explain.story import Story
 from octavo.explain.whatif import what_if
 from octavo.obs.recording import Recording
@@ -102,6 +103,13 @@ def test_the_advice_helps_when_it_is_followed_and_about_as_much_as_was_said(name
     assert after < before * 0.7
     assert result.advice.before_p99_s == pytest.approx(before, rel=0.1)
     assert result.advice.after_p99_s == pytest.approx(after, rel=0.15)
+
+
+def test_a_flood_of_batches_is_bounded_by_a_flag():
+    one = replace(found("flood")[0], client="ann/batch")
+    setup, _ = recorded_setup(figures("flood"), arrivals(figures("flood")))
+    commands = [change.command for change in CHANGES["concurrency"](setup, one)]
+    assert commands == [f"octavo serve --batch-concurrency {most}" for most in (32, 16, 8, 4)]
 
 
 @pytest.mark.slow
