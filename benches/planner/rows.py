@@ -158,6 +158,42 @@ def _run(row: dict[str, str]) -> Run:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Pool:
+    """A replica that only decodes, of a deployment whose prompts are computed elsewhere."""
+
+    name: str
+    replica: Replica
+    load: Load
+    concurrency: float
+    tpot_s: float
+
+
+def pools() -> Iterator[Pool]:
+    """Deployments with prompts apart that say how many replicas decode, and how many requests."""
+    for row in table("silicon_points.csv.gz"):
+        if row["keep"] != "1" or row["mode"] != "disagg":
+            continue
+        if not row["decode_num_workers"] or not row["concurrency"]:
+            continue
+        name, gpu = MODELS[row["model_path"]], row["system"].removesuffix("_sxm")
+        tensor, data = int(row["decode_tp_size"]), max(1, int(row["decode_attention_dp_size"] or 1))
+        whole_experts = data > 1 or int(row["decode_moe_ep_size"] or 1) > 1
+        yield Pool(
+            name=f"{name} {gpu} {row['backend']}",
+            replica=Replica(
+                shape=shape(name),
+                device=device(gpu),
+                weights=FORMATS[FORMATS_OF[row["gemm_quant_mode"]]],
+                kv=LAYOUTS["fp8"],
+                parallel=Parallel(tensor=tensor, data=data, expert=tensor * data if whole_experts else 1),
+            ),
+            load=Load(prompt_tokens=0.9 * float(row["isl"]), output_tokens=0.9 * float(row["osl"])),
+            concurrency=float(row["concurrency"]) / int(row["decode_num_workers"]),
+            tpot_s=float(row["tpot_ms"]) / 1e3,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Loaded:
     """One deployment at its greatest throughput.
 

@@ -22,7 +22,7 @@ from functools import cache, partial
 
 from benches import harness
 from benches.harness import Bench, Figures, GateFailed
-from benches.planner.rows import SHORTEST, WAVES, Run, folder, runs
+from benches.planner.rows import SHORTEST, WAVES, Pool, Run, folder, pools, runs
 from octavo.planner.capacity import Steps, at_once_s, balance, room_for
 
 WAVES_OF_LABS = 5
@@ -136,6 +136,22 @@ def scores(group: str, error: Callable[[Predicted], float], repeat: int) -> Figu
     }
 
 
+def pool_scores(repeat: int) -> Figures:
+    """Errors of TPOT where prompts are computed apart; nothing is read off these rows. `repeat` changes nothing."""
+    del repeat
+    errors = [pool_error(one) for one in pools()]
+    return {
+        "median_error": statistics.median(map(abs, errors)),
+        "mean_error": statistics.fmean(map(abs, errors)),
+        "median_signed": statistics.median(errors),
+        "rows": len(errors),
+    }
+
+
+def pool_error(one: Pool) -> float:
+    return Steps(one.replica, one.load).seconds(one.concurrency / one.replica.lanes) / one.tpot_s - 1
+
+
 def groups(group: str, error: Callable[[Predicted], float]) -> Iterable[tuple[str, int, float, float]]:
     """(engine, device, model; rows; median magnitude; signed median) of the other half, for people to read."""
     found: dict[str, list[float]] = {}
@@ -166,11 +182,12 @@ def gate() -> str:
 
 
 def bench() -> Bench:
-    subjects = {
+    subjects: dict[str, harness.Subject] = {
         f"{name} {group}": partial(scores, group, error)
         for group in ("dense", "moe")
         for name, error in (("TPOT", tpot_error), ("TTFT", ttft_error))
     }
+    subjects["TPOT decode pools"] = pool_scores
     return Bench(
         question="How far are predictions that saw no run from deployments that others measured?",
         slug="planner-silicon",

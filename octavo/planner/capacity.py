@@ -106,7 +106,7 @@ class Replica:
         ranks = self.parallel.tensor * self.parallel.data
         if ranks == 1:
             return None
-        return self.device.node() if ranks <= self.device.per_node else self.device.network()
+        return self.device.between(ranks)
 
     @cached_property
     def counter(self) -> StepCounter:

@@ -6,6 +6,7 @@ from octavo.planner.hardware import Device
 from octavo.units import GIB
 
 _CATALOGUE = "AIConfigurator, systems/*.yaml, from vendor data sheets; dense rates"
+_NVL72 = "NVIDIA GB200 NVL72 and GB300 NVL72 data sheets: 72 GPUs in one NVLink domain"
 _ASSUMED = "an assumption: defaults of llm-d planner's gpu_catalog.json, not quotes"
 
 _ROWS = (
@@ -114,9 +115,10 @@ _ROWS = (
         memory_bytes=198_674_743_296,
         max_w=1200,
         per_node=4,
+        linked=72,
         node_link="nvlink5",
         network_link="infiniband-xdr",
-        sources={"": _CATALOGUE},
+        sources={"": _CATALOGUE, "linked": _NVL72},
     ),
     Device(
         name="b300-sxm",
@@ -137,9 +139,10 @@ _ROWS = (
         memory_bytes=298_013_687_808,
         max_w=1400,
         per_node=4,
+        linked=72,
         node_link="nvlink5",
         network_link="infiniband-xdr",
-        sources={"": _CATALOGUE},
+        sources={"": _CATALOGUE, "linked": _NVL72},
     ),
     Device(
         name="l4",

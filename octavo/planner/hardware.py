@@ -33,7 +33,8 @@ class Device:
     memory_bytes       nominal
     usable_bytes       what its driver gave a process, where a source says so
     max_w, idle_w      power limit; power at rest where a source says so
-    node_link          between the devices of a node
+    node_link          between the devices of a node, and of further nodes where they share a switch of it
+    linked             devices that it joins; None for those of a node
     network_link       from node to node, per device, as such nodes are commonly built
     usd_per_hour       a default assumption, no quote: prices differ by provider, region and term
     sources            field to where its value comes from; "" for all others
@@ -48,6 +49,7 @@ class Device:
     max_w: float | None = None
     idle_w: float | None = None
     per_node: int = 8
+    linked: int | None = None
     node_link: str = "pcie4"
     network_link: str = "infiniband-ndr"
     usd_per_hour: float | None = None
@@ -80,6 +82,11 @@ class Device:
 
     def network(self) -> Link:
         return link(self.network_link)
+
+    def between(self, ranks: int) -> Link:
+        """What so many devices meet over: the node's link as far as it reaches."""
+        reach = self.per_node if self.linked is None else self.linked
+        return self.node() if ranks <= reach else self.network()
 
 
 def device(name: str) -> Device:

@@ -79,6 +79,13 @@ def test_names() -> None:
         link("nvlink")
 
 
+def test_a_link_reaches_as_far_as_its_switch() -> None:
+    assert device("h100").between(8).name == "nvlink4"
+    assert device("h100").between(16).reach == "network"
+    assert device("gb200").between(64).name == "nvlink5"  # one domain of 72 over nodes of 4
+    assert device("gb200").between(80).reach == "network"
+
+
 def test_a_precision_falls_back_to_the_next_wider() -> None:
     a100 = device("a100")
     assert a100.computes_in("fp8") == "bf16"
