@@ -36,10 +36,13 @@ from octavo.sim.world import Deployment, simulate
 
 MODELS = ("llama-3.1-8b", "qwen3-32b", "llama-3.1-70b")
 DEVICES = ("h100", "h200")
-PER_REPLICA, MOST_REQUESTS, SKIPPED = 150, 1500, 0.2
+PER_REPLICA, MOST_REQUESTS, SKIPPED = 100, 1000, 0.2
 """Requests simulated for each replica, at most, and the share of them before things have settled."""
 
 NEAR_COST, NEAR_REPLICAS = 1.05, 1
+HOPELESS = 2.0
+"""Layouts that the planner takes to cost this many times its first are not simulated."""
+
 WIDTH = 0.3
 """Lengths lie evenly within this share of their mean."""
 
@@ -128,6 +131,8 @@ def fewest(asked: Ask, plan: Plan, seed: int) -> int:
 def outcome(seed: int) -> Outcome:
     asked = draw(seed)
     plans = tensor_plans(asked)
+    most_usd = HOPELESS * (plans[0].usd_per_hour or 0.0)
+    plans = [plan for plan in plans if (plan.usd_per_hour or 0.0) <= most_usd]
     needed = {plan.label: fewest(asked, plan, seed) for plan in plans}
     costs = {
         plan.label: needed[plan.label] * plan.replica.num_devices * (asked.price(plan.replica.device) or 0.0)
