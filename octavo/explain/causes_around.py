@@ -171,20 +171,20 @@ def slow_clients(figures: Figures) -> Finding:
 
 def overload(figures: Figures) -> Finding:
     shares = figures.share(lambda line: line.cause in (lines.WAITING, lines.PASSED))
-    early, late = figures.queue_growth
+    early, late = figures.growth
     return Finding(
         cause="overload",
-        says="more came than could be computed, and the queue grew",
+        says="more came than could be computed, and piled up",
         share=shares[0],
         tail_share=shares[1],
         signs=(
             share_sign(shares, 0.1, 0.3),
-            Sign("growth of the queue, of its last third", (late - early) / max(late, 1.0), 0.2, 0.5),
+            Sign("growth of what engines have, of the last third", (late - early) / max(late, 1.0), 0.2, 0.5),
             Sign("of a step's time, what is in it", 1 - figures.fixed_share, 0.4, 0.7),
         ),
         evidence=(
             f"waiting, and having no part in steps that were full: {of_time(shares)}",
-            f"while requests came, {early:.1f} sequences waited in the first third of the time, {late:.1f} in the last",
+            f"{early:.1f} requests were aboard in the first third of the time that they came in, {late:.1f} in the last",
             f"{percent(1 - figures.fixed_share)} of the time in steps went into what was in them",
         ),
         bears_on=("replicas",),

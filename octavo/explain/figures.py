@@ -167,20 +167,19 @@ class Figures:
         return float(np.percentile(took, 99) / np.median(took)) if took else 1.0
 
     @cached_property
-    def queue_growth(self) -> tuple[float, float]:
-        """Sequences that wait in the first and in the last third of the time in which requests came, the means."""
-        came = [life.submitted_s for life in self.lives]
+    def growth(self) -> tuple[float, float]:
+        """Mean of the requests aboard in the first and in the last third of the time that requests came in."""
+        came = sorted(life.submitted_s for life in self.lives)
         if not came:
             return 0.0, 0.0
-        first_s, last_s = min(came), max(came)
-        third_s = (last_s - first_s) / 3
+        third_s = (came[-1] - came[0]) / 3
         early, late = [0.0], [0.0]
-        for trail in self.trails:
-            for _, ran in self.steps(trail):
-                if ran.planned_s <= first_s + third_s:
-                    early.append(ran.num_waiting)
-                elif last_s - third_s <= ran.planned_s <= last_s:
-                    late.append(ran.num_waiting)
+        for at_s in came:
+            num_aboard = sum(self.aboard_at(place, at_s) for place in self.aboard)
+            if at_s <= came[0] + third_s:
+                early.append(num_aboard)
+            elif at_s >= came[-1] - third_s:
+                late.append(num_aboard)
         return float(np.mean(early)), float(np.mean(late))
 
     @cached_property
