@@ -184,7 +184,7 @@ def overload(figures: Figures) -> Finding:
         ),
         evidence=(
             f"waiting, and having no part in steps that were full: {of_time(shares)}",
-            f"{early:.1f} requests were aboard in the first third of the time that they came in, {late:.1f} in the last",
+            f"{early:.1f} requests were aboard in the first third of the time they came in, {late:.1f} in the last",
             f"{percent(1 - figures.fixed_share)} of the time in steps went into what was in them",
         ),
         bears_on=("replicas",),
