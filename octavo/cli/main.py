@@ -26,6 +26,7 @@ COMMANDS = {
     "fit": "scaling laws from your own runs, with intervals and charts",
     "explain": "what happened in a recording, and why",
     "simulate": "rehearse a deployment under a virtual clock",
+    "calibrate": "measure what steps take here, for the simulator",
     "models": "models that are here",
     "doctor": "what this machine has, what was chosen and why, with fixes",
     "keys": "make keys for a server's tenants, check the file of them",

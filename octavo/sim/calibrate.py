@@ -39,6 +39,22 @@ class Fit:
 
 def fit_linear(measured: Sequence[tuple[Work, float]]) -> Fit:
     """`Linear` for (step, seconds) pairs. Raises ConfigError for no steps and for seconds that are not above 0."""
+    seconds = seconds_of(measured)
+    rows = np.array([_features(work) for work, _ in measured], dtype=np.float64) / seconds[:, None]
+    constants = constants_of(rows)
+    error = rows @ constants - 1.0
+    names = ("overhead_s", "seq_s", "token_s", "sampled_s", "context_s", "pair_s")
+    return Fit(
+        Linear(**{name: float(value) for name, value in zip(names, constants, strict=True)}),
+        len(seconds),
+        float(np.median(np.abs(error))),
+        float(np.percentile(np.abs(error), 90)),
+        float(error.mean()),
+    )
+
+
+def seconds_of(measured: Sequence[tuple[Work, float]]) -> Floats:
+    """What the steps took. Raises ConfigError for no steps and for seconds that are not above 0."""
     if not measured:
         raise ConfigError("no measured steps to fit a time model to")
     seconds = np.array([took_s for _, took_s in measured], dtype=np.float64)
@@ -49,28 +65,28 @@ def fit_linear(measured: Sequence[tuple[Work, float]]) -> Fit:
             else float(seconds.min())
         )
         raise ConfigError(f"a measured step should take some time, got {worst} s")
-    rows = np.array([_features(work) for work, _ in measured], dtype=np.float64) / seconds[:, None]
+    return seconds
+
+
+def constants_of(rows: Floats) -> Floats:
+    """The constants >= 0 of a model whose features, over the seconds of each step, should come to 1.
+
+    rows  [steps, features]
+    """
     scale = np.abs(rows).max(axis=0)
     scale[scale == 0] = 1.0
-    weights = np.ones(len(seconds))
+    weights = np.ones(len(rows))
     constants = np.zeros(rows.shape[1])
     for _ in range(NUM_ROUNDS):
         root = np.sqrt(weights)
-        constants = non_negative_least_squares(rows / scale * root[:, None], root) / scale
+        joined = np.linalg.qr(np.column_stack([rows / scale * root[:, None], root])).R
+        constants = non_negative_least_squares(joined[:, :-1], joined[:, -1]) / scale
         error = rows @ constants - 1.0
         deviation = 1.4826 * float(np.median(np.abs(error - np.median(error))))
         if deviation < 1e-12:
             break
         weights = np.minimum(1.0, HUBER * deviation / np.maximum(np.abs(error), 1e-300))
-    error = rows @ constants - 1.0
-    names = ("overhead_s", "seq_s", "token_s", "sampled_s", "context_s", "pair_s")
-    return Fit(
-        Linear(**{name: float(value) for name, value in zip(names, constants, strict=True)}),
-        len(seconds),
-        float(np.median(np.abs(error))),
-        float(np.percentile(np.abs(error), 90)),
-        float(error.mean()),
-    )
+    return constants
 
 
 def _features(work: Work) -> tuple[float, ...]:

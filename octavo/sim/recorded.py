@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 from octavo.core.step import Step, StepResult
 from octavo.core.turns import TurnTaker
@@ -40,11 +41,31 @@ class Cut(Exception):
     """The recording ends in the middle of a turn."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ran:
+    """A step of a recording, and when.
+
+    gap_s      until its launch, from the end of the step before; from the request's coming where nothing ran
+    was_ahead  it was planned while the step before ran
+    firsts     requests whose first token it drew
+    """
+
+    work: Work
+    launched_s: float
+    ended_s: float
+    committed_s: float
+    gap_s: float
+    was_ahead: bool
+    firsts: tuple[str, ...]
+
+
 class Rehearsal(TurnTaker[None]):
     """The turns of a recording, taken again.
 
-    steps     that were come to
-    measured  what each committed step was, and the seconds that it ran
+    steps      that were come to
+    measured   what each committed step was, and the seconds that it ran
+    ran        the same steps, with what was around them
+    submitted  when each request came, and whether nothing ran then
     """
 
     def __init__(self, entries: Sequence[EngineEntry]) -> None:
@@ -55,6 +76,11 @@ class Rehearsal(TurnTaker[None]):
             raise LoadError("the beginning of this recording has been overwritten: it cannot be played again")
         super().__init__(opened.limits.max_num_batched_tokens)
         self.measured: list[tuple[Work, float]] = []
+        self.ran: list[Ran] = []
+        self.submitted: dict[str, tuple[float, bool]] = {}
+        self._planned_s: dict[int, float] = {}
+        self._free_s = 0.0
+        self._seen: set[int] = set()
         self._player = Player(opened.limits, entries)
         self._rest = deque(entry for entry in entries[1:] if not isinstance(entry, Drawn))
 
@@ -67,7 +93,7 @@ class Rehearsal(TurnTaker[None]):
         try:
             while self._rest:
                 if isinstance(self._rest[0], FROM_OUTSIDE):
-                    self._answer(self._rest.popleft())
+                    self._called(self._rest.popleft())
                     continue
                 step = self.begin_turn()
                 if step is not None:
@@ -90,9 +116,21 @@ class Rehearsal(TurnTaker[None]):
             raise Diverged(f"{type(entry).__name__}: recorded {expected!r}, came to {got!r}")
         return got
 
+    def _called(self, entry: EngineEntry) -> None:
+        if isinstance(entry, Submitted) and entry.refused is None:
+            was_idle = self.awaited is None and self._player.scheduler.idle
+            self.submitted[entry.request_id] = (entry.now_s, was_idle)
+            if was_idle:
+                self._free_s = entry.now_s
+        self._answer(entry)
+
     def _planned(self) -> Step | None:
-        step = self._answer(self._next(Planned))
+        entry = self._next(Planned)
+        assert isinstance(entry, Planned)
+        step = self._answer(entry)
         assert isinstance(step, Step | None)
+        if step is not None:
+            self._planned_s[step.number] = entry.now_s
         return step
 
     def _launch(self, step: Step) -> None:
@@ -101,11 +139,35 @@ class Rehearsal(TurnTaker[None]):
     def _committed(self, step: Step, result: StepResult) -> None:  # noqa: ARG002
         entry = self._next(Committed)
         assert isinstance(entry, Committed)
+        firsts = tuple(self._firsts(step))
         self._answer(entry)
         if entry.ended_s > entry.launched_s:
-            self.measured.append((work_of(step), entry.ended_s - entry.launched_s))
+            self._note(step, entry, firsts)
         while self._rest and isinstance(self._rest[0], WHILE_COMMITTING):
             self._answer(self._rest.popleft())
+
+    def _note(self, step: Step, entry: Committed, firsts: tuple[str, ...]) -> None:
+        work = work_of(step)
+        self.measured.append((work, entry.ended_s - entry.launched_s))
+        self.ran.append(
+            Ran(
+                work=work,
+                launched_s=entry.launched_s,
+                ended_s=entry.ended_s,
+                committed_s=entry.now_s,
+                gap_s=entry.launched_s - self._free_s,
+                was_ahead=self._planned_s.pop(step.number) < self._free_s,
+                firsts=firsts,
+            )
+        )
+        self._free_s = entry.ended_s
+
+    def _firsts(self, step: Step) -> Iterator[str]:
+        for piece in step.slices:
+            line = self._player.scheduler.sequences.get(piece.seq_id)
+            if piece.samples and piece.seq_id not in self._seen and line is not None:
+                self._seen.add(piece.seq_id)
+                yield line.request.request_id
 
     def _is_wanted(self) -> bool:
         return not self._player.scheduler.idle

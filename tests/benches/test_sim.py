@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from benches.sim import speed, vllm_runs
+from benches.sim import band, speed, vllm_runs
+from octavo.config import EngineConfig
+from octavo.engine.build import build
 from octavo.sim.from_requests import Took
 from octavo.sim.report import Line
+from octavo.sim.timing import Linear, Timing
 from octavo.sim.traces import Row, Trace
+from tests.engine.tiny import write_checkpoint
 from tests.shared_data import shared
 
 
@@ -74,3 +79,69 @@ def test_a_day_is_24_hours() -> None:
         speed.cases(Trace("azure", rows), with_day=True)["Azure conversation day, 100 replicas"].num_requests
         == 48
     )
+
+
+def test_arrivals_scale_with_the_rate_and_nothing_else_does() -> None:
+    case = band.CASES["shared prefixes"]
+    slow, fast, other = (
+        band.planned(case, 70, rate, range(90), seed) for rate, seed in ((2.0, "a"), (4.0, "a"), (4.0, "b"))
+    )
+    assert slow.prompts == fast.prompts != other.prompts
+    assert [at_s / 2 for at_s in slow.at_s] == pytest.approx(fast.at_s)
+    assert slow.at_s[-1] / 69 == pytest.approx(0.5, rel=0.35)
+
+
+def test_prompts_share_what_the_trace_says() -> None:
+    plan = band.planned(band.CASES["shared prefixes"], 40, 1.0, range(5000), "a")
+    for prompt, row in zip(plan.prompts, plan.trace.rows, strict=True):
+        assert row.prompt_tokens == len(prompt)
+        assert len(row.blocks) == 512 // band.BLOCK_TOKENS
+    begins = {
+        (tuple(prompt[:512]), row.blocks) for prompt, row in zip(plan.prompts, plan.trace.rows, strict=True)
+    }
+    assert len(begins) == 8, "eight prefixes, each under names of its own"
+
+
+def test_figures_are_those_of_requests_not_fitted() -> None:
+    first = [band.Took(0.0, 9.0, 99.0, 5)] * band.NUM_FITTED
+    rest = [band.Took(10.0 + n, 10.5 + n, 12.5 + n, 5) for n in range(9)] + [band.Took(19.0, 20.0, 20.0, 1)]
+    found = band.of_took([*first, *rest])
+    assert found["tpot_p50"] == found["tpot_p99"] == pytest.approx(0.5)
+    assert found["ttft_p50"] == pytest.approx(0.5)
+    assert found["throughput"] == pytest.approx(46 / 10.5)
+
+
+def test_the_worst_is_measured_by_what_it_may_be() -> None:
+    was = {"tpot_p50": 1.0, "tpot_p99": 1.0, "ttft_p50": 1.0, "ttft_p99": 1.0, "throughput": 10.0}
+    errors, worst = band.score({**was, "tpot_p50": 1.01, "throughput": 9.7}, was)
+    assert errors["throughput"] == pytest.approx(-0.03)
+    assert worst == pytest.approx(2.0)
+    assert band.score({**was, "throughput": 9.7}, was, 2.0)[1] == pytest.approx(1.0)
+    short = {**was, "ttft_p99": 0.030}
+    assert band.score({**short, "ttft_p99": 0.033}, short)[1] == pytest.approx(1.0)
+    assert band.score({**was, "ttft_p99": 1.1}, was)[1] == pytest.approx(2.0)
+
+
+def test_a_run_is_measured_fitted_and_simulated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a model of nothing, as fast as it goes; how near the two are says nothing here."""
+    case = band.Case(prompt=(4, 20), output=(3, 12), num_seqs=4)
+    monkeypatch.setattr(band, "CASES", {"tight memory": case})
+    settings = {
+        "max_model_len": 128,
+        "max_num_seqs": 8,
+        "num_threads": 1,
+        "num_kv_blocks": 64,
+        "block_size": 16,
+    }
+    built = build(EngineConfig.of(model=str(write_checkpoint(tmp_path / "tiny")), **settings))
+    bed = band.Bed(built, "", list(range(200)), Timing(model=Linear(overhead_s=1e-4)), 90, 1.0)
+    try:
+        assert "are the same" in band.gate(bed)
+        found = band.one(bed, "tight memory", "near", "engine", 0)
+    finally:
+        built.engine.close()
+    assert found["requests"] == 90
+    assert found["worst"] >= 0
+    assert found["steps"] > 30
+    assert found["simulated_steps"] > 30
+    assert found["measured_throughput"] > 0

@@ -1,0 +1,521 @@
+"""How far is a simulation from our own engine, calibrated on the first 60 requests of each run?
+
+Six workloads at three loads; one preempts, one lives on shared prefixes. Requests come in real time whatever becomes of
+those before them. The recorder's steps of the first 60 requests are fitted (`octavo.sim.fitting`), the simulator plays
+all arrivals, and the requests after the first 60 are compared: p50 and p99 of TTFT and of TPOT, and throughput. Beside
+them stand the errors with one timing for all runs, measured before them as `octavo calibrate` does.
+
+`http` asks a server on loopback at half load; what lies before and after its engine is measured by lone requests first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import random
+import secrets
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from benches import harness
+from benches.harness import Bench, Figures, GateFailed, Subject
+from benches.record import slug
+from octavo.cli import load
+from octavo.cli.fronting import lone, server
+from octavo.config import EngineConfig
+from octavo.core.limits import Limits
+from octavo.core.sequence import SamplingParams
+from octavo.engine.build import Built, build
+from octavo.engine.calibrating import drive, trials
+from octavo.engine.loop import Engine
+from octavo.engine.outputs import RequestEnded
+from octavo.errors import OctavoError
+from octavo.exec.runner import Runner
+from octavo.kv.pool import KvPool
+from octavo.obs import recorder, ring
+from octavo.obs.replay import read
+from octavo.sim.fitting import choose
+from octavo.sim.hosts import Mark, front_of, host_of, lone_marks
+from octavo.sim.recorded import Ran, Rehearsal, digests
+from octavo.sim.report import Line, lines
+from octavo.sim.timing import Timing
+from octavo.sim.traces import Replay, Row, Trace
+from octavo.sim.world import Deployment, simulate
+
+SHAPES = Path(__file__).parent.parent / "shapes"
+NUM_FITTED = 60
+MAX_NUM_SEQS = 32
+BLOCK_TOKENS = 16
+TRAIL_BYTES = 1 << 27
+LOADS = {"low": 0.2, "half": 0.5, "near": 0.85}
+"""Of what the engine can do when all requests are there at once."""
+TARGETS = {"tpot_p50": 0.02, "tpot_p99": 0.03, "ttft_p50": 0.03, "ttft_p99": 0.05, "throughput": 0.015}
+SHORT_S, SHORT_MISS_S = 0.060, 0.003
+"""A 99th percentile of TTFT under the former may miss by the latter, where that is more."""
+HTTP_FACTOR = 2.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One workload: ranges of lengths, drawn evenly.
+
+    cv         coefficient of variation of the gaps between arrivals
+    prefixes   (how many, tokens of each): every prompt begins with one of them
+    num_seqs   so many of its longest sequences fit into memory; None: as many as may run
+    """
+
+    prompt: tuple[int, int]
+    output: tuple[int, int]
+    cv: float = 1.0
+    prefixes: tuple[int, int] | None = None
+    num_seqs: int | None = None
+
+    def num_blocks(self, block_tokens: int) -> int:
+        longest = self.prompt[1] + self.output[1] + (self.prefixes[1] if self.prefixes else 0)
+        one = -(-longest // block_tokens) + 1
+        kept = self.prefixes[0] * self.prefixes[1] // block_tokens if self.prefixes else 0
+        return (self.num_seqs or MAX_NUM_SEQS) * one + kept + 1
+
+
+CASES: Mapping[str, Case] = {
+    "chat": Case(prompt=(64, 256), output=(32, 128)),
+    "long prompts": Case(prompt=(512, 1500), output=(16, 64)),
+    "long answers": Case(prompt=(16, 64), output=(96, 256)),
+    "bursts": Case(prompt=(64, 256), output=(32, 128), cv=3.0),
+    "shared prefixes": Case(prompt=(32, 96), output=(32, 96), prefixes=(8, 512)),
+    "tight memory": Case(prompt=(64, 192), output=(64, 192), num_seqs=4),
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Requests of one run: when each comes, its prompt, its output's length; and the same as a trace."""
+
+    at_s: list[float]
+    prompts: list[list[int]]
+    outputs: list[int]
+    trace: Trace
+
+
+def planned(case: Case, count: int, rate: float, pool: Sequence[int], seed: str) -> Plan:
+    """The same for the same seed; times scale with the rate and nothing else does."""
+    draw, gaps = random.Random(f"{seed} requests"), random.Random(f"{seed} gaps")
+    shape = 1 / case.cv**2
+    prefixes = (
+        [draw.choices(pool, k=case.prefixes[1]) for _ in range(case.prefixes[0])] if case.prefixes else []
+    )
+    now_s, plan = 0.0, Plan([], [], [], Trace("band", ()))
+    rows = []
+    for _ in range(count):
+        own, output = draw.choices(pool, k=draw.randint(*case.prompt)), draw.randint(*case.output)
+        which = draw.randrange(len(prefixes)) if prefixes else None
+        prefix = [] if which is None else prefixes[which]
+        plan.at_s.append(now_s)
+        plan.prompts.append([*prefix, *own])
+        plan.outputs.append(output)
+        rows.append(
+            Row(
+                arrival_s=now_s,
+                prompt_tokens=len(prefix) + len(own),
+                output_tokens=output,
+                blocks=tuple(f"{which}.{place}" for place in range(len(prefix) // BLOCK_TOKENS)),
+                block_tokens=BLOCK_TOKENS,
+            )
+        )
+        now_s += gaps.gammavariate(shape, 1 / (shape * rate))
+    return replace(plan, trace=Trace("band", tuple(rows)))
+
+
+@dataclass(frozen=True)
+class Took:
+    """One request, measured, in seconds after the start."""
+
+    sent_s: float
+    first_s: float
+    last_s: float
+    num_tokens: int
+    cached_tokens: int = 0
+    preemptions: int = 0
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A run that was, its steps, and when it began on their clock."""
+
+    took: list[Took]
+    played: Rehearsal
+    start_s: float
+    marks: list[Mark]
+    front: tuple[float, float] | None = None
+
+
+@dataclass
+class Bed:
+    """A loaded model and what is known of it before the runs."""
+
+    built: Built
+    source: str
+    pool: list[int]
+    timing: Timing
+    num_requests: int
+    longest_run_s: float
+    http_timing: Timing | None = None
+    http_threads: int = 1
+    kinds: dict[str, str] = field(default_factory=dict)
+
+    def limits(self, case: Case) -> Limits:
+        return replace(self.built.plan.resolved.limits, num_blocks=case.num_blocks(BLOCK_TOKENS))
+
+    def plan(self, name: str, load_name: str, timing: Timing) -> Plan:
+        """As many requests as come in the time of a run, within bounds; lengths do not depend on the rate."""
+        case = CASES[name]
+        at_once = planned(case, self.num_requests, 1e9, self.pool, name)
+        outcome = simulate(Deployment(limits=self.limits(case), timing=timing), Replay(at_once.trace))
+        rate = LOADS[load_name] * self.num_requests / (outcome.ended_ns / 1e9)
+        count = min(self.num_requests, max(2 * NUM_FITTED, int(rate * self.longest_run_s)))
+        return planned(case, count, rate, self.pool, name)
+
+
+@contextmanager
+def fresh(built: Built, limits: Limits) -> Iterator[tuple[Engine, memoryview]]:
+    """An engine of its own on a loaded model, with so many blocks, and its trail."""
+    arch = built.plan.arch
+    layout = built.model.kv_layout(limits.block_tokens)
+    kv = KvPool(layout, arch.num_layers, limits.num_blocks, built.model.device)
+    memory = memoryview(bytearray(TRAIL_BYTES))
+    limits = replace(limits, fingerprint=built.model.fingerprint)
+    scheduler = recorder.RecordedScheduler(limits, recorder.ring(memory, limits), secrets.token_bytes(16))
+    engine = Engine(
+        scheduler,
+        Runner(built.model, kv),
+        built.tokenizer,
+        vocab_size=arch.vocab_size,
+        clock=time.monotonic,
+        seed=built.plan.config.model.seed,
+        on_ran=scheduler.ran,
+    )
+    try:
+        yield engine, memory
+    finally:
+        engine.close()
+
+
+def replayed(memory: memoryview) -> Rehearsal:
+    played = Rehearsal(read(ring.records(memory)))
+    played.run()
+    return played
+
+
+def measured_timing(built: Built, limits: Limits, budget_s: float) -> Timing:
+    """What `octavo calibrate` would write."""
+    from octavo.cli.calibrate import medians
+
+    with fresh(built, limits) as (engine, memory):
+        drive(engine, built.plan.arch.vocab_size, trials(limits), budget_s=budget_s)
+    played = replayed(memory)
+    return Timing(
+        model=choose(medians(played.measured)).model, host=host_of(played), source="octavo calibrate"
+    )
+
+
+def play(engine: Engine, plan: Plan) -> list[Took]:
+    """Send every request at its time, in this thread: between two steps, as an engine's own thread does."""
+    ended: dict[str, RequestEnded] = {}
+    start_s, coming, count = time.monotonic() + 0.05, 0, len(plan.at_s)
+    while coming < count or engine.is_busy:
+        now_s = time.monotonic() - start_s
+        while coming < count and plan.at_s[coming] <= now_s:
+            params = SamplingParams(temperature=0.0, max_tokens=plan.outputs[coming], ignore_eos=True)
+            at_s = start_s + plan.at_s[coming]
+            engine.add(plan.prompts[coming], params, request_id=str(coming), arrival_s=at_s)
+            coming += 1
+        if engine.is_busy:
+            for update in engine.step():
+                if isinstance(update, RequestEnded):
+                    ended[update.request_id] = update
+        elif coming < count:
+            time.sleep(max(start_s + plan.at_s[coming] - time.monotonic(), 0.0))
+    return [_took(ended[str(number)], start_s) for number in range(count)]
+
+
+def _took(update: RequestEnded, start_s: float) -> Took:
+    output = update.output
+    metrics, tokens = output.metrics, output.outputs[0].token_ids
+    if metrics.first_token_s is None or metrics.finished_s is None:
+        raise GateFailed(f"request {update.request_id} had no token: {output.outputs[0].error}")
+    return Took(
+        metrics.arrival_s - start_s,
+        metrics.first_token_s - start_s,
+        metrics.finished_s - start_s,
+        len(tokens),
+        metrics.cached_prompt_tokens,
+        metrics.preemptions,
+    )
+
+
+def run_engine(bed: Bed, name: str, plan: Plan) -> Measured:
+    case = CASES[name]
+    warm = planned(case, 8, 1e9, bed.pool, "warm-up")
+    with fresh(bed.built, bed.limits(case)) as (engine, _):
+        play(engine, warm)
+    with fresh(bed.built, bed.limits(case)) as (engine, memory):
+        began_s = time.monotonic() + 0.05
+        took = play(engine, plan)
+    marks = [
+        Mark(str(number), began_s + one.sent_s, began_s + one.first_s)
+        for number, one in enumerate(took[:NUM_FITTED])
+    ]
+    return Measured(took, replayed(memory), began_s, marks)
+
+
+def run_http(bed: Bed, name: str, plan: Plan) -> Measured:
+    """The engine has all cores but one, which the front and this process share."""
+    limits = bed.limits(CASES[name])
+    flags = [bed.source, *settings_flags(bed, limits)]
+    asks = [
+        load.Ask(at_s, prompt, count)
+        for at_s, prompt, count in zip(plan.at_s, plan.prompts, plan.outputs, strict=True)
+    ]
+
+    async def both() -> tuple[list[tuple[float, float]], float, list[load.Outcome]]:
+        sent = await lone(served.target)
+        start_s = time.monotonic()
+        return sent, start_s, await load.run_open(served.target, asks)
+
+    with server(flags) as served:
+        sent, start_s, outcomes = asyncio.run(both())
+        played = Rehearsal(served.recorded())
+    played.run()
+    failed = [one.code for one in outcomes if one.code is not None or one.first_s is None]
+    if failed:
+        raise GateFailed(f"{len(failed)} requests failed: {failed[0]}")
+    took = [Took(one.sent_s, one.first_s or 0.0, one.last_s, one.num_tokens) for one in outcomes]
+    front = front_of(played, lone_marks(played, sent, len(asks))[10:])
+    return Measured(took, played, start_s, [], front)
+
+
+def settings_flags(bed: Bed, limits: Limits) -> list[str]:
+    return [
+        *("--num-kv-blocks", str(limits.num_blocks), "--block-size", str(limits.block_tokens)),
+        *("--max-num-seqs", str(limits.max_num_seqs), "--max-model-len", str(limits.max_model_len)),
+        *("--max-num-batched-tokens", str(limits.max_num_batched_tokens)),
+        *("--num-threads", str(bed.http_threads), "--recorder-bytes", str(TRAIL_BYTES)),
+        *("--dtype", bed.built.plan.resolved.dtype),
+    ]
+
+
+def fitted(run: Measured) -> tuple[Timing, str]:
+    """From the steps that had ended when the first requests had."""
+    until_s = run.start_s + max(one.last_s for one in run.took[:NUM_FITTED])
+    known: list[Ran] = [
+        one for one in run.played.ran if run.start_s <= one.launched_s and one.ended_s <= until_s
+    ]
+    chosen = choose([(one.work, one.ended_s - one.launched_s) for one in known])
+    host = host_of(run.played)
+    front_s, reply_s = run.front or front_of(run.played, run.marks)
+    return Timing(model=chosen.model, host=replace(host, front_s=front_s, reply_s=reply_s)), chosen.kind
+
+
+def figures_of(
+    sent: Sequence[float], first: Sequence[float], last: Sequence[float], counts: Sequence[int]
+) -> dict[str, float]:
+    """Of the requests that were not fitted to."""
+    at, came, end, num = (np.array(one[NUM_FITTED:], dtype=np.float64) for one in (sent, first, last, counts))
+    several = num > 1
+    tpot = (end - came)[several] / (num[several] - 1)
+    found = {}
+    for name, values in (("tpot", tpot), ("ttft", came - at)):
+        for quantile in (50, 99):
+            found[f"{name}_p{quantile}"] = float(np.percentile(values, quantile))
+    return found | {"throughput": float(num.sum() / (end.max() - at.min()))}
+
+
+def of_lines(found: Sequence[Line]) -> dict[str, float]:
+    sent = [one.arrival_s for one in found]
+    first = [one.arrival_s + (one.ttft_s or 0.0) for one in found]
+    last = [one.arrival_s + (one.e2e_s or 0.0) for one in found]
+    return figures_of(sent, first, last, [one.output_tokens for one in found])
+
+
+def of_took(took: Sequence[Took]) -> dict[str, float]:
+    return figures_of(
+        [one.sent_s for one in took],
+        [one.first_s for one in took],
+        [one.last_s for one in took],
+        [one.num_tokens for one in took],
+    )
+
+
+def score(
+    simulated: Mapping[str, float], was: Mapping[str, float], factor: float = 1.0
+) -> tuple[dict[str, float], float]:
+    """Errors (simulated / measured - 1), and the largest of them as a share of what it may be."""
+    errors = {name: simulated[name] / was[name] - 1 for name in TARGETS}
+    allowed = {name: factor * share for name, share in TARGETS.items()}
+    if was["ttft_p99"] < SHORT_S:
+        allowed["ttft_p99"] = max(allowed["ttft_p99"], factor * SHORT_MISS_S / was["ttft_p99"])
+    return errors, max(abs(errors[name]) / allowed[name] for name in TARGETS)
+
+
+def one(bed: Bed, name: str, load_name: str, kind: str, repeat: int) -> Figures:
+    """Measure a run, calibrate on its beginning, simulate it, compare. `repeat` changes nothing."""
+    del repeat
+    through_http = kind == "http"
+    general = bed.http_timing if through_http and bed.http_timing is not None else bed.timing
+    plan = bed.plan(name, load_name, general)
+    run = (run_http if through_http else run_engine)(bed, name, plan)
+    factor = HTTP_FACTOR if through_http else 1.0
+    timing, chosen = fitted(run)
+    bed.kinds[f"{kind}: {name}, {load_name}"] = chosen
+    was = of_took(run.took)
+    deployment = Deployment(limits=bed.limits(CASES[name]), timing=timing)
+    outcome = simulate(deployment, Replay(plan.trace))
+    said = lines(outcome)
+    errors, worst = score(of_lines(said), was, factor)
+    host = replace(general.host, front_s=timing.host.front_s, reply_s=timing.host.reply_s)
+    other = lines(simulate(replace(deployment, timing=replace(general, host=host)), Replay(plan.trace)))
+    general_errors, general_worst = score(of_lines(other), was, factor)
+    return {
+        "worst": worst,
+        **{f"{metric}_error": value for metric, value in errors.items()},
+        "from_calibrate_worst": general_worst,
+        **{f"from_calibrate_{metric}_error": value for metric, value in general_errors.items()},
+        **{f"measured_{metric}": value for metric, value in was.items()},
+        "requests": len(plan.at_s),
+        "requests_per_s": (len(plan.at_s) - 1) / max(plan.at_s[-1], 1e-9),
+        "preemptions": sum(took.preemptions for took in run.took),
+        "simulated_preemptions": sum(line.preemptions for line in said),
+        "steps": len(run.played.ran),
+        "simulated_steps": sum(tally.num_steps for tally in outcome.tallies),
+        "front_s": timing.host.front_s,
+        "reply_s": timing.host.reply_s,
+    }
+
+
+def gate(bed: Bed) -> str:
+    """A run played again on its own times takes every step as it was, to the last block id."""
+    plan = planned(CASES["tight memory"], 24, 1e9, bed.pool, "gate")
+    with fresh(bed.built, bed.limits(CASES["tight memory"])) as (engine, memory):
+        took = play(engine, plan)
+    if [one.num_tokens for one in took] != plan.outputs:
+        raise GateFailed("an answer has another length than was asked for")
+    played = replayed(memory)
+    return f"{len(digests(played.steps))} steps of an engine that preempts, played again, are the same"
+
+
+def bench(bed: Bed, subjects: Mapping[str, Subject], notes: list[str]) -> Bench:
+    name = bed.built.plan.location.name
+    resolved = bed.built.plan.resolved
+    return Bench(
+        question=f"How far is a simulation from our engine with {name}, calibrated on the first {NUM_FITTED} requests?",
+        slug=slug(f"sim-band {name}"),
+        figure="worst",
+        unit="of what the error may be",
+        better="lower",
+        shape={
+            "model": name,
+            "dtype": resolved.dtype,
+            "threads": resolved.num_threads,
+            "fitted": NUM_FITTED,
+            "targets": dict(TARGETS),
+            "cases": {name: repr(case) for name, case in CASES.items()},
+            "loads": dict(LOADS),
+        },
+        gate=partial(gate, bed),
+        subjects=subjects,
+        seeds={"requests": "the workload's name"},
+        notes=notes,
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    words = list(sys.argv[1:] if argv is None else argv)
+    parser = argparse.ArgumentParser(prog="python -m benches.sim.band", description=__doc__)
+    parser.add_argument(
+        "--model", default="quire", help="bundled, a shape of benches/shapes, or a config.json"
+    )
+    parser.add_argument("--workloads", default=",".join(CASES), help="comma separated (default all six)")
+    parser.add_argument("--loads", default=",".join(LOADS), help="comma separated (default %(default)s)")
+    parser.add_argument("--requests", type=int, default=300, help="of a run at most (default %(default)s)")
+    parser.add_argument("--run-s", type=float, default=30.0, help="seconds of arrivals (default %(default)s)")
+    parser.add_argument("--calibrate-s", type=float, default=45.0, help="of driving (default %(default)s)")
+    parser.add_argument("--no-http", action="store_true", help="only the engine")
+    parser.add_argument("--note", action="append", default=[], help="for the record")
+    harness.arguments(parser)
+    parser.set_defaults(repeats=1, warmup=0)
+    args = parser.parse_args(words)
+    chosen = harness.settings(args, "benches.sim.band", words)
+    names, loads = args.workloads.split(","), args.loads.split(",")
+    if set(names) - set(CASES) or set(loads) - set(LOADS):
+        parser.error(f"workloads are {', '.join(CASES)}; loads are {', '.join(LOADS)}")
+    try:
+        return measure(args, chosen, names, loads)
+    except OctavoError as error:
+        print(f"{error} [{error.code}]", file=sys.stderr)
+        return 2
+
+
+def measure(
+    args: argparse.Namespace, chosen: harness.Settings, names: Sequence[str], loads: Sequence[str]
+) -> int:
+    shape = SHAPES / f"{args.model}.json"
+    source = str(shape) if shape.is_file() else args.model
+    blocks = max(CASES[name].num_blocks(BLOCK_TOKENS) for name in names)
+    config = EngineConfig.of(
+        model=source,
+        num_threads=chosen.threads,
+        max_num_seqs=MAX_NUM_SEQS,
+        max_model_len=2048,
+        block_size=BLOCK_TOKENS,
+        num_kv_blocks=blocks,
+    )
+    built = build(config)
+    try:
+        pool = (
+            sorted(set(built.tokenizer.encode(load.TEXT))) if not shape.is_file() else list(range(64, 1024))
+        )
+        limits = built.plan.resolved.limits
+        timing = measured_timing(built, limits, args.calibrate_s)
+        bed = Bed(built, source, pool, timing, args.requests, args.run_s)
+        subjects: dict[str, Subject] = {
+            f"engine: {name}, {one_load}": partial(one, bed, name, one_load, "engine")
+            for name in names
+            for one_load in loads
+        }
+        if not args.no_http:
+            bed.http_threads = max(chosen.threads - 1, 1)
+            subjects |= {f"http: {name}, half": partial(one, bed, name, "half", "http") for name in names}
+            bed.http_timing = http_timing(bed, limits, args.calibrate_s)
+        notes = [
+            *args.note,
+            "worst: largest error over its target, at most 1 where all hold; errors are simulated / measured - 1",
+            f"engine: {built.plan.resolved.num_threads} threads in one process; http: {bed.http_threads} threads, the"
+            " front process and the load share the other core, targets are twice as wide, front_s and reply_s are"
+            " medians of lone requests before the run",
+            "from_calibrate_*: one timing for all runs, driven before them, but for front_s and reply_s",
+        ]
+        return harness.ask([bench(bed, subjects, notes)], chosen)
+    finally:
+        built.engine.close()
+
+
+def http_timing(bed: Bed, limits: Limits, budget_s: float) -> Timing:
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(bed.http_threads)
+    try:
+        return measured_timing(bed.built, limits, budget_s)
+    finally:
+        torch.set_num_threads(threads)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
