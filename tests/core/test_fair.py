@@ -420,3 +420,13 @@ def test_a_client_gives_way_to_its_own_better_requests():
     assert shared(world.plan()) == {0: 1, 1: 4}
     world.land()
     world.drain()
+
+
+def test_nothing_of_a_step_is_kept_for_those_who_give_way():
+    world = a_reads_a_long_prompt()
+    world.scheduler.roster.turns.clients["a"].lately = 1000.0
+    world.submit(ask("b", 0, prompt=60))
+    world.turn()
+    assert [piece.num_tokens for piece in world.plan().slices] == [16]
+    world.land()
+    world.drain()

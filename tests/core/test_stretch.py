@@ -167,7 +167,7 @@ def compared(seed: int) -> int:
 
 
 @given(st.integers(0, 10**6))
-@hypothesis_settings(max_examples=120)
+@hypothesis_settings(max_examples=120, deadline=None)
 def test_skipped_turns_leave_what_played_ones_leave(seed: int) -> None:
     compared(seed)
 
