@@ -28,9 +28,7 @@ from octavo.arch.states import DeltaNet, LightningAttention, ShortConvolution
 def read_qwen_next(fields: Watched) -> Shape:
     """Qwen3-Next and Qwen3.5: three delta layers, then one of gated attention; experts but in `qwen3_5_text`."""
     count = num_layers(fields)
-    routed = Routed(
-        count=("num_experts",), shared_width="shared_expert_intermediate_size", shared_gate=True
-    )
+    routed = Routed(count=("num_experts",), shared_width="shared_expert_intermediate_size", shared_gate=True)
     rules = Rules(
         qk_norm="head",
         qkv_bias="attention_bias",
