@@ -40,7 +40,7 @@ class Fit:
 def fit_linear(measured: Sequence[tuple[Work, float]]) -> Fit:
     """`Linear` for (step, seconds) pairs. Raises ConfigError for no steps and for seconds that are not above 0."""
     seconds = seconds_of(measured)
-    rows = np.array([_features(work) for work, _ in measured], dtype=np.float64) / seconds[:, None]
+    rows = np.array([features(work) for work, _ in measured], dtype=np.float64) / seconds[:, None]
     constants = constants_of(rows)
     error = rows @ constants - 1.0
     names = ("overhead_s", "seq_s", "token_s", "sampled_s", "context_s", "pair_s")
@@ -89,7 +89,8 @@ def constants_of(rows: Floats) -> Floats:
     return constants
 
 
-def _features(work: Work) -> tuple[float, ...]:
+def features(work: Work) -> tuple[float, ...]:
+    """What the constants of `Linear` are multiplied by, in their order."""
     return (1.0, work.num_seqs, work.num_tokens, work.num_sampled, work.decode_context, work.chunk_pairs)
 
 

@@ -7,6 +7,7 @@ of so many sequences, and chunks of so many tokens, were measured to take, whate
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 
@@ -14,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from octavo.errors import ConfigError
-from octavo.sim.calibrate import constants_of, fit_linear, seconds_of
+from octavo.sim.calibrate import constants_of, features, fit_linear, non_negative_least_squares, seconds_of
 from octavo.sim.from_requests import simplex
 from octavo.sim.timing import Blend, Grid, Linear, Table, Work
 
@@ -32,8 +33,14 @@ BETTER = 0.95
 """A kind with more constants is taken where its loss is at most so much of that of the ones before it."""
 MAX_STEPS = 6000
 """So many are looked at, evenly spread over all."""
+LEAST_AT = 12
+"""Steps for each point of a table."""
+BEYOND = 4
 SPACING = 1.2
 """Points of a table are at least so many times the one before."""
+STALLED = 99.9
+"""Percentile of measured over said above which a step was held up by something else."""
+LINE = ("overhead_s", "seq_s", "token_s", "sampled_s", "context_s", "pair_s")
 NAMES = ("overhead_s", "seq_s", "weights_s", "token_s", "context_s", "sampled_tokens", "pair_tokens")
 
 
@@ -90,7 +97,7 @@ def choose(measured: Measured, seed: int = 0) -> Chosen:
 
 
 def fit(kind: str, measured: Measured) -> Model:
-    """A model of that kind, whose seconds add up to the measured ones."""
+    """A model of that kind, of what steps take on average, whose seconds add up to the measured ones."""
     model = FITS[kind](measured)
     return _scaled(model, _bias(model, measured))
 
@@ -138,42 +145,74 @@ def _start(model: Linear, shortest_s: float) -> Floats:
     )
 
 
+def fit_line(measured: Measured) -> Linear:
+    """`fit_linear`, and then by means."""
+    first = fit_linear(measured).model
+    seconds = seconds_of(measured)
+    rows = np.array([features(work) for work, _ in measured], dtype=np.float64)
+    found = _by_means(rows, seconds, np.array([getattr(first, name) for name in LINE]))
+    return Linear(**{name: float(value) for name, value in zip(LINE, found, strict=True)})
+
+
+def _by_means(rows: Floats, seconds: Floats, constants: Floats) -> Floats:
+    """Constants near robust ones with which steps take what they take on average.
+
+    Errors are parts of what the constants before say, not of what was measured: parts of the latter count a slow step
+    for less than a quick one, and the answer would lie below the mean.
+    """
+    for _ in range(2):
+        said = np.maximum(rows @ constants, 1e-9)
+        ratio = seconds / said
+        target = np.minimum(ratio, np.percentile(ratio, STALLED))
+        joined = np.linalg.qr(np.column_stack([rows / said[:, None], target])).R
+        scale = np.maximum(np.abs(joined[:, :-1]).max(axis=0), 1e-300)
+        constants = non_negative_least_squares(joined[:, :-1] / scale, joined[:, -1]) / scale
+    return constants
+
+
 def fit_table(measured: Measured) -> Table:
     """Seconds at each point, such that what lies between them fits.
 
-    A chunk costs by its tokens, and evenly more for each pair of one of them and a token before it.
+    What tokens before a chunk cost is the line's: chunks behind others are too few to say it for each size.
     """
+    line = fit_line(measured)
+    before_s = np.array([line.pair_s * work.chunk_tokens * _before(work) for work, _ in measured])
     seconds = seconds_of(measured)
+    seconds = np.maximum(seconds - before_s, seconds / 10)
     widths = _points([work.num_decodes for work, _ in measured])
     sizes = _points([work.chunk_tokens for work, _ in measured])
-    rows = np.zeros((len(measured), len(widths) + len(sizes) + 3))
+    rows = np.zeros((len(measured), len(widths) + len(sizes) + 2))
     for row, (work, _) in zip(rows, measured, strict=True):
         if work.num_decodes:
             row[: len(widths)] = _hats(widths, work.num_decodes)
         if work.num_chunks:
-            row[len(widths) : -3] = _hats(sizes, work.chunk_tokens)
-        row[-3:] = (
-            work.decode_context,
-            work.chunk_tokens * _before(work),
-            -1.0 if work.num_decodes and work.num_chunks else 0.0,
-        )
-    found = constants_of(rows / seconds[:, None])
-    decodes, chunks = found[: len(widths)], found[len(widths) : -3]
-    context_s, pair_s, shared_s = (float(one) for one in found[-3:])
+            row[len(widths) : -2] = _hats(sizes, work.chunk_tokens)
+        row[-2:] = work.decode_context, -1.0 if work.num_decodes and work.num_chunks else 0.0
+    found = _by_means(rows, seconds, constants_of(rows / seconds[:, None]))
+    decode_s, chunk_s = found[: len(widths)].tolist(), found[len(widths) : -2].tolist()
+    widths, decode_s = _continued(widths, decode_s, line.seq_s + line.token_s + line.sampled_s)
+    sizes, chunk_s = _continued(sizes, chunk_s, line.token_s + line.pair_s * sizes[-1])
     farthest = max(1, *(round(_before(work)) for work, _ in measured))
     return Table(
-        decodes=Grid(rows=widths, columns=(0,), seconds=tuple((float(one),) for one in decodes)),
+        decodes=Grid(rows=widths, columns=(0,), seconds=tuple((one,) for one in decode_s)),
         chunks=Grid(
             rows=sizes,
             columns=(0, farthest),
             seconds=tuple(
-                (float(one), float(one) + pair_s * size * farthest)
-                for one, size in zip(chunks, sizes, strict=True)
+                (one, one + line.pair_s * size * farthest) for one, size in zip(chunk_s, sizes, strict=True)
             ),
         ),
-        shared_s=shared_s,
-        context_s=context_s,
+        shared_s=float(found[-1]),
+        context_s=float(found[-2]),
     )
+
+
+def _continued(
+    points: tuple[int, ...], seconds: list[float], slope_s: float
+) -> tuple[tuple[int, ...], list[float]]:
+    """With one point more, far beyond what was measured: there the line says how it goes on, and not the last two."""
+    far = points[-1] * BEYOND
+    return (*points, far), [*seconds, seconds[-1] + slope_s * (far - points[-1])]
 
 
 def _before(work: Work) -> float:
@@ -181,12 +220,18 @@ def _before(work: Work) -> float:
 
 
 def _points(values: Sequence[int]) -> tuple[int, ...]:
-    """Some of the values above 0, the least and the greatest among them; (1,) of none."""
-    there = sorted({value for value in values if value > 0})
-    kept: list[int] = []
-    for value in there:
-        if not kept or value >= kept[-1] * SPACING or value == kept[-1] + 1 <= 4:
+    """Some of the values above 0, the least and the greatest among them; (1,) of none.
+
+    Up to each from the one before lie enough steps to say what it costs.
+    """
+    counts = Counter(value for value in values if value > 0)
+    there = sorted(counts)
+    kept, since = there[:1], 0
+    for value in there[1:]:
+        since += counts[value]
+        if since >= LEAST_AT and (value >= kept[-1] * SPACING or value == kept[-1] + 1 <= 4):
             kept.append(value)
+            since = 0
     if kept and kept[-1] != there[-1]:
         kept[-1 if len(kept) > 1 else len(kept) :] = [there[-1]]
     return tuple(kept) or (1,)
@@ -205,7 +250,7 @@ def _hats(points: tuple[int, ...], value: int) -> Floats:
 
 
 FITS: Mapping[str, Callable[[Measured], Model]] = {
-    "linear": lambda measured: fit_linear(measured).model,
+    "linear": fit_line,
     "blend": fit_blend,
     "table": fit_table,
 }
@@ -243,12 +288,12 @@ def _huber(errors: Floats) -> float:
 def _bias(model: Model, measured: Measured) -> float:
     """What steps took together, per what the model says: queues go by means, and robust fits by medians.
 
-    The slowest hundredth is left out: what stalled once will not stall again.
+    The slowest thousandth is left out: what stalled once will not stall again.
     """
     said = np.array([model.seconds(work) for work, _ in measured])
     took = seconds_of(measured)
     ratio = took / np.maximum(said, 1e-12)
-    kept = ratio <= np.percentile(ratio, 99)
+    kept = ratio <= np.percentile(ratio, STALLED)
     return float(took[kept].sum() / max(float(said[kept].sum()), 1e-12))
 
 
