@@ -234,9 +234,10 @@ def _warnings(
             f"only one of {fitted.num_starts} searches ended here; the minimum may not be the lowest"
         )
     if bootstrap and bootstrap.num_unsettled:
-        share = bootstrap.num_unsettled / (bootstrap.num_unsettled + bootstrap.num_samples)
+        every = bootstrap.num_unsettled + bootstrap.num_samples
         found.append(
-            f"{share:.0%} of the resamples gave no law and are left out of the intervals; these are too narrow"
+            f"{bootstrap.num_unsettled} of {every} resamples gave no law and are left out of the intervals, which are "
+            "too narrow for it"
         )
     found += _product_warning(fitted)
     return found

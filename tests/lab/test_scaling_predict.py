@@ -4,6 +4,7 @@ import csv
 import json
 import sys
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from lab.scaling import predict
 from lab.scaling.train import Outcome
 from octavo.planner.laws import ParametricLaw
 
+ROOT = Path(__file__).resolve().parents[2]
 LAW = ParametricLaw(E=2.0, A=120.0, B=600.0, alpha=0.4, beta=0.42)
 
 
@@ -83,3 +85,20 @@ def test_the_command_reads_a_sweep_and_writes_a_record(tmp_path, monkeypatch, ca
     assert told["notes"] == ["x"]
     assert len(told["runs"]) == 20
     assert "chinchilla, N = matrices: mean miss" in capsys.readouterr().out
+
+
+def test_the_record_is_what_its_runs_give():
+    """The kept record, fitted anew from the runs it holds, and the table of the docs beside it."""
+    kept = json.loads((ROOT / "lab" / "record" / "scaling.json").read_text("utf-8"))
+    again = predict.record([Outcome(**row) for row in kept["runs"]], kept["hardware"], kept["notes"])
+    told = {name: kept["laws"][name]["matrices"]["predictions"] for name in predict.LAWS}
+    for name, rows in told.items():
+        for one, two in zip(rows, again["laws"][name]["matrices"]["predictions"], strict=True):
+            assert one["predicted"] == pytest.approx(two["predicted"], rel=1e-6)
+    page = (ROOT / "docs" / "scaling-laws.md").read_text("utf-8")
+    for chinchilla, kaplan, guess in zip(
+        told["chinchilla"], told["kaplan"], kept["without_a_law"], strict=True
+    ):
+        row = f"| {chinchilla['measured']:.3f} | {chinchilla['predicted']:.3f} | {100 * chinchilla['miss']:+.1f} % "
+        row += f"| {kaplan['predicted']:.3f} | {100 * kaplan['miss']:+.1f} % | {100 * guess['miss']:+.1f} % |"
+        assert row in page
