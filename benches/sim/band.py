@@ -54,7 +54,7 @@ NUM_FITTED = 60
 MAX_NUM_SEQS = 32
 BLOCK_TOKENS = 16
 TRAIL_BYTES = 1 << 27
-LOADS = {"low": 0.2, "half": 0.5, "near": 0.85}
+LOADS = {"low": 0.25, "half": 0.5, "near": 0.85}
 """Of what the engine can do when all requests are there at once."""
 TARGETS = {"tpot_p50": 0.02, "tpot_p99": 0.03, "ttft_p50": 0.03, "ttft_p99": 0.05, "throughput": 0.015}
 SHORT_S, SHORT_MISS_S = 0.060, 0.003
@@ -85,12 +85,12 @@ class Case:
 
 
 CASES: Mapping[str, Case] = {
-    "chat": Case(prompt=(64, 256), output=(96, 384)),
-    "long prompts": Case(prompt=(512, 1500), output=(48, 192)),
-    "long answers": Case(prompt=(16, 64), output=(256, 640)),
-    "bursts": Case(prompt=(64, 256), output=(96, 384), cv=3.0),
-    "shared prefixes": Case(prompt=(32, 96), output=(96, 288), prefixes=(8, 512)),
-    "tight memory": Case(prompt=(64, 192), output=(192, 576), num_seqs=4),
+    "chat": Case(prompt=(64, 256), output=(32, 128)),
+    "long prompts": Case(prompt=(256, 768), output=(16, 64)),
+    "long answers": Case(prompt=(16, 64), output=(96, 256)),
+    "bursts": Case(prompt=(64, 256), output=(32, 128), cv=3.0),
+    "shared prefixes": Case(prompt=(32, 96), output=(32, 96), prefixes=(8, 512)),
+    "tight memory": Case(prompt=(64, 192), output=(64, 192), num_seqs=4),
 }
 
 
