@@ -35,8 +35,6 @@ OUTPUT_COST = 2.0
 
 KEPT_SEATS = 8
 """One of so many seats is for others than the client that has the rest."""
-MORE = 1.25
-"""Whoever has been served so many times what another had lately gives way to it."""
 SOON_S = 2.0
 """Whoever asked within that time, or has something here, may well ask again before a long step ends."""
 LATELY_S = 10.0
@@ -226,18 +224,13 @@ class Turns:
         """Clients that wait for something of that priority and may have a turn."""
         return sum(other == priority for _, other in self._eligible())
 
-    def gives_way(self, request: Request) -> bool:
-        """Whether its prompt should not make steps long: for somebody who may ask again any moment, and has a better
-        priority, or has been served less lately.
-        """
+    def has_had_more(self, request: Request) -> bool:
+        """Whether it has been served more lately than somebody who may ask again any moment."""
         had = self._lately(self.clients[request.client])
-        return any(
-            priority < request.priority or had > MORE * self._lately(other)
-            for priority, other in self._near(request)
-        )
+        return any(had > self._lately(other) for _, other in self._near(request))
 
     def is_outranked(self, request: Request) -> bool:
-        """Whether that somebody has a better priority."""
+        """Whether somebody who may ask again any moment has a better priority."""
         return any(priority < request.priority for priority, _ in self._near(request))
 
     def _near(self, request: Request) -> Iterator[tuple[int, Client]]:

@@ -13,10 +13,9 @@ There is no prefill phase and no decode phase. Each plan gives one token budget 
 
 The budget is the whole of it where nobody would wait for the step to end but those who are in it for their prompts, or
 are of worse priority. A step that others decode in, or that another client waits for, has `max_num_mixed_tokens`.
-What gives way to others, because they have a better priority or have been served less lately and may ask again any
-moment, does not make their steps long: prompts of whoever has been served more, half as long again; all that is of
-worse priority, what decodes included, a tenth. How many tokens that is follows from what steps cost, which whoever
-measures them tells.
+What gives way to others that may ask again any moment does not make their steps long: prompts that are longer than
+such a step, of whoever has been served more lately, half as long again; all that is of worse priority, what decodes
+included, a tenth. How many tokens that is follows from what steps cost, which whoever measures them tells.
 
 Blocks go to the best placed first; the worst placed gives its own up (`victims.py`). A preempted sequence keeps its
 tokens, goes back to its place in the queue and recomputes.
@@ -137,13 +136,22 @@ class Planner:
             return self._tokens_behind(num_before)
         return max((self.fixed_tokens + num_before) // SERVED, 1)
 
+    def _gives_way(self, sequence: Sequence) -> bool:
+        """Whether its prompt should not make steps long: for others of better priority; or, where no one step that
+        others wait for holds it, for those that have been served less lately.
+        """
+        turns, request = self._roster.turns, sequence.request
+        if turns.is_outranked(request):
+            return True
+        return len(sequence.tokens) > self._limits.mixed_tokens(0) and turns.has_had_more(request)
+
     def _chunk(self, sequence: Sequence, draft: Draft, num_clients: int = 1) -> int:
         """Tokens of a prompt in this step, at most; few where somebody who goes before it may come any time.
 
         num_clients  that share what is left
         """
         most = min(self._max_chunk, -(-draft.tokens_left // num_clients))
-        if self._roster.turns.gives_way(sequence.request):
+        if self._gives_way(sequence):
             draft.in_background.add(sequence.seq_id)
             return min(most, self._tokens_that_give_way(sequence, draft) - draft.background_tokens)
         return most
@@ -261,8 +269,7 @@ class Planner:
         Of one priority, the client with the shortest rest goes first, so that what it leaves is the others'. Those that
         give way come last of it, and nothing is kept for them.
         """
-        gives_way = self._roster.turns.gives_way
-        last = {sequence.seq_id: gives_way(sequence.request) for sequence in prefills}
+        last = {sequence.seq_id: self._gives_way(sequence) for sequence in prefills}
         shortest: dict[tuple[int, str], int] = {}
         for sequence in prefills:
             key = (sequence.request.priority, sequence.request.client)

@@ -235,6 +235,7 @@ def test_running_prefills_of_several_clients_share_a_step():
     world = a_reads_a_long_prompt()
     world.submit(ask("b", 0, prompt=30))
     world.turn()
+    equally_served(world)
     assert [piece.num_tokens for piece in world.plan().slices] == [8, 8]
     world.land()
     world.drain()
@@ -273,7 +274,7 @@ def test_who_has_been_served_more_goes_early_with_a_small_piece():
     world.turn()
     turns = world.scheduler.roster.turns
     turns.charge(ask("b", 1), 1000.0)
-    world.submit(ask("b", 0, prompt=4))
+    world.submit(ask("b", 0, prompt=40))
     assert turns.clients["b"].served > turns.clients["a"].served
     assert [piece.num_tokens for piece in world.plan().slices] == [2, 14]
     world.land()
@@ -428,5 +429,16 @@ def test_nothing_of_a_step_is_kept_for_those_who_give_way():
     world.submit(ask("b", 0, prompt=60))
     world.turn()
     assert [piece.num_tokens for piece in world.plan().slices] == [16]
+    world.land()
+    world.drain()
+
+
+def test_a_prompt_that_one_step_holds_does_not_give_way():
+    """However much its client has had: it is not what makes others wait."""
+    world = a_reads_a_long_prompt()
+    world.scheduler.roster.turns.charge(ask("b", 1), 1000.0)
+    world.submit(ask("b", 0, prompt=12))
+    world.turn()
+    assert world.plan().slices[0].num_tokens == 4, "8 were computed in the turn before"
     world.land()
     world.drain()

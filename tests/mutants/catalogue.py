@@ -536,8 +536,8 @@ MUTANTS = [
         "prompts in the background take whole steps",
         "fairness",
         "planning.py",
-        "if self._roster.turns.gives_way(sequence.request):",
-        "if self._roster.turns.gives_way(sequence.request) and num_clients > 99:",
+        "        if self._gives_way(sequence):\n",
+        "        if self._gives_way(sequence) and num_clients > 99:\n",
     ),
     Mutant(
         "each prompt in the background has the whole part of all",
@@ -571,8 +571,15 @@ MUTANTS = [
         "whoever has been served less gives way",
         "fairness",
         "fair.py",
-        "had > MORE * self._lately(other)",
-        "had < MORE * self._lately(other)",
+        "any(had > self._lately(other)",
+        "any(had < self._lately(other)",
+    ),
+    Mutant(
+        "short prompts give way too",
+        "fairness",
+        "planning.py",
+        "return len(sequence.tokens) > self._limits.mixed_tokens(0) and turns.has_had_more(request)",
+        "return turns.has_had_more(request)",
     ),
     Mutant(
         "who gives way shares the step all the same",
