@@ -77,9 +77,12 @@ class Case:
     prefixes: tuple[int, int] | None = None
     num_seqs: int | None = None
 
+    @property
+    def longest(self) -> int:
+        return self.prompt[1] + self.output[1] + (self.prefixes[1] if self.prefixes else 0)
+
     def num_blocks(self, block_tokens: int) -> int:
-        longest = self.prompt[1] + self.output[1] + (self.prefixes[1] if self.prefixes else 0)
-        one = -(-longest // block_tokens) + 1
+        one = -(-self.longest // block_tokens) + 1
         kept = self.prefixes[0] * self.prefixes[1] // block_tokens if self.prefixes else 0
         return (self.num_seqs or MAX_NUM_SEQS) * one + kept + 1
 
@@ -141,8 +144,6 @@ class Took:
     first_s: float
     last_s: float
     num_tokens: int
-    cached_tokens: int = 0
-    preemptions: int = 0
 
 
 @dataclass(frozen=True)
@@ -171,7 +172,11 @@ class Bed:
     kinds: dict[str, str] = field(default_factory=dict)
 
     def limits(self, case: Case) -> Limits:
-        return replace(self.built.plan.resolved.limits, num_blocks=case.num_blocks(BLOCK_TOKENS))
+        return replace(
+            self.built.plan.resolved.limits,
+            num_blocks=case.num_blocks(BLOCK_TOKENS),
+            max_model_len=case.longest,
+        )
 
     def plan(self, name: str, load_name: str, timing: Timing) -> Plan:
         """As many requests as come in the time of a run, within bounds; lengths do not depend on the rate."""
@@ -255,8 +260,6 @@ def _took(update: RequestEnded, start_s: float) -> Took:
         metrics.first_token_s - start_s,
         metrics.finished_s - start_s,
         len(tokens),
-        metrics.cached_prompt_tokens,
-        metrics.preemptions,
     )
 
 
@@ -390,7 +393,7 @@ def one(bed: Bed, name: str, load_name: str, kind: str, repeat: int) -> Figures:
         **{f"measured_{metric}": value for metric, value in was.items()},
         "requests": len(plan.at_s),
         "requests_per_s": (len(plan.at_s) - 1) / max(plan.at_s[-1], 1e-9),
-        "preemptions": sum(took.preemptions for took in run.took),
+        "preemptions": sum(len(step.preempted) for step in run.played.steps),
         "simulated_preemptions": sum(line.preemptions for line in said),
         "steps": len(run.played.ran),
         "simulated_steps": sum(tally.num_steps for tally in outcome.tallies),
@@ -472,7 +475,7 @@ def measure(
         model=source,
         num_threads=chosen.threads,
         max_num_seqs=MAX_NUM_SEQS,
-        max_model_len=2048,
+        max_model_len=max(CASES[name].longest for name in names),
         block_size=BLOCK_TOKENS,
         num_kv_blocks=blocks,
     )
