@@ -139,7 +139,7 @@ def _run(row: dict[str, str]) -> Run:
         raise ConfigError(
             f"{name} in {form} has no room on {parallel.num_ranks} x {gpu} beside its weights: something else ran"
         )
-    replica.counter  # noqa: B018 - refuses spreads that do not divide the model
+    replica.check()
     collects = (
         is_public and is_dense and row["backend"] == "trtllm" and tensor < 8 and prompt == output == 1024
     )

@@ -227,25 +227,25 @@ class Turns:
     def has_had_more(self, request: Request) -> bool:
         """Whether it has been served more lately than somebody who may ask again any moment."""
         had = self._lately(self.clients[request.client])
-        return any(had > self._lately(other) for _, other in self._near(request))
+        return any(had > self._lately(other) for other in self._near(request))
 
     def is_outranked(self, request: Request) -> bool:
         """Whether somebody who may ask again any moment has a better priority."""
-        return any(priority < request.priority for priority, _ in self._near(request))
+        return any(True for _ in self._near(request, only_better=True))
 
-    def _near(self, request: Request) -> Iterator[tuple[int, Client]]:
+    def _near(self, request: Request, *, only_better: bool = False) -> Iterator[Client]:
         """Those that asked a moment ago or, if it is another, have something here: others for that priority or a
         better one, the client itself for a better one.
         """
         for priority, asked in self._asked.items():
-            if priority > request.priority:
+            if priority > request.priority or (only_better and priority == request.priority):
                 continue
             for name, asked_s in asked.items():
                 other, is_other = self.clients[name], name != request.client
                 is_here = is_other and (other.num_seats > 0 or bool(other.lines))
                 may_ask = (is_other or priority < request.priority) and self.now_s - asked_s <= SOON_S
                 if is_here or may_ask:
-                    yield priority, other
+                    yield other
 
     def seated(self, request: Request, change: int) -> None:
         """So many seats more, or less, are taken by this request."""

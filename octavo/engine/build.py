@@ -63,12 +63,16 @@ def plan(config: EngineConfig, share: Share = WHOLE) -> Plan:
 
 
 def build(
-    config: EngineConfig, planned: Plan | None = None, trail: bytearray | memoryview | None = None
+    config: EngineConfig,
+    planned: Plan | None = None,
+    trail: bytearray | memoryview | None = None,
+    trail_key: bytes = b"",
 ) -> Built:
     """Load the model and start the engine.
 
-    planned  saves planning twice when it has been shown already
-    trail    memory for the recorder; None makes some
+    planned    saves planning twice when it has been shown already
+    trail      memory for the recorder; None makes some
+    trail_key  16 secret bytes for the names of tokens in it; none draws some
     """
     planned = planned or plan(config)
     resolved, location = planned.resolved, planned.location
@@ -91,7 +95,9 @@ def build(
     _give_back()
     limits = replace(limits, fingerprint=model.fingerprint)
     memory = memoryview(bytearray(config.runtime.recorder_bytes) if trail is None else trail)
-    scheduler = recorder.RecordedScheduler(limits, recorder.ring(memory, limits), secrets.token_bytes(16))
+    scheduler = recorder.RecordedScheduler(
+        limits, recorder.ring(memory, limits), trail_key or secrets.token_bytes(16)
+    )
     engine = Engine(
         scheduler,
         Runner(model, kv),

@@ -102,7 +102,7 @@ class EngineProcess:
         memory = planned.resolved.memory
         loading = frames.Loading(phase="weights", total=memory.weight_bytes, memory=tuple(memory.rows()))
         self._loop.call_soon_threadsafe(self._post, loading)
-        return build(config, planned, self._trail)
+        return build(config, planned, self._trail, configure.trail_key)
 
     async def _receive(self) -> None:
         try:

@@ -1,7 +1,7 @@
 """The requests of a recording, to be sent again in the simulator: who came when, with what, and what it got.
 
 What is shared stays shared: blocks of prompts are named by their namespace and the names that the recording has for
-their beginnings. Every engine has names of its own, so what two engines had both computed counts as two prefixes.
+their beginnings, which are the same at all engines of a server.
 """
 
 from __future__ import annotations

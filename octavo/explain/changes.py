@@ -1,5 +1,7 @@
 """What could be changed, what it costs, and the words that change it: one function per kind, by name."""
 
+# ruff: noqa: ARG001 - all of them are asked in the same way, and few have to look at the finding
+
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
@@ -31,12 +33,12 @@ class Change:
     command: str
 
 
-def _more_seats(setup: Setup, finding: Finding) -> list[Change]:  # noqa: ARG001
+def _more_seats(setup: Setup, finding: Finding) -> list[Change]:
     now = setup.limits.max_num_seqs
     return [_with_seats(setup, now * times) for times in (2, 4, 8)]
 
 
-def _fewer_seats(setup: Setup, finding: Finding) -> list[Change]:  # noqa: ARG001
+def _fewer_seats(setup: Setup, finding: Finding) -> list[Change]:
     now = setup.limits.max_num_seqs
     wanted = sorted({max(now // part, 1) for part in (2, 4, 8, 16, 32)} - {now}, reverse=True)
     return [_with_seats(setup, seats) for seats in wanted]
@@ -55,7 +57,7 @@ def _with_seats(setup: Setup, seats: int) -> Change:
     return Change(f"{seats} seats", replace(setup, limits=changed), FREE, f"octavo serve {flags}")
 
 
-def _mixed(setup: Setup, finding: Finding) -> list[Change]:  # noqa: ARG001
+def _mixed(setup: Setup, finding: Finding) -> list[Change]:
     limits = setup.limits
     now = limits.max_num_mixed_tokens or limits.max_num_batched_tokens
     return [
@@ -70,7 +72,7 @@ def _mixed(setup: Setup, finding: Finding) -> list[Change]:  # noqa: ARG001
     ]
 
 
-def _chunk(setup: Setup, finding: Finding) -> list[Change]:  # noqa: ARG001
+def _chunk(setup: Setup, finding: Finding) -> list[Change]:
     limits = setup.limits
     return [
         Change(
@@ -84,7 +86,7 @@ def _chunk(setup: Setup, finding: Finding) -> list[Change]:  # noqa: ARG001
     ]
 
 
-def _more_blocks(setup: Setup, finding: Finding) -> list[Change]:  # noqa: ARG001
+def _more_blocks(setup: Setup, finding: Finding) -> list[Change]:
     limits = setup.limits
     found = []
     for times in (1.5, 2.0, 4.0):
@@ -99,7 +101,7 @@ def _more_blocks(setup: Setup, finding: Finding) -> list[Change]:  # noqa: ARG00
     return found
 
 
-def _public(setup: Setup, finding: Finding) -> list[Change]:  # noqa: ARG001
+def _public(setup: Setup, finding: Finding) -> list[Change]:
     return [
         Change(
             "what all namespaces send is shared by them",
@@ -110,7 +112,7 @@ def _public(setup: Setup, finding: Finding) -> list[Change]:  # noqa: ARG001
     ]
 
 
-def _routing(setup: Setup, finding: Finding) -> list[Change]:  # noqa: ARG001
+def _routing(setup: Setup, finding: Finding) -> list[Change]:
     if setup.num_replicas < 2:
         return []
     other = "least_loaded" if setup.routing == "prefix" else "prefix"
@@ -137,14 +139,14 @@ def _concurrency(setup: Setup, finding: Finding) -> list[Change]:
     ]
 
 
-def _paged(setup: Setup, finding: Finding) -> list[Change]:  # noqa: ARG001
+def _paged(setup: Setup, finding: Finding) -> list[Change]:
     if setup.baseline is None:
         return []
     says = "paging and continuous batching, as Octavo does it"
     return [Change(says, replace(setup, baseline=None), FREE, "octavo serve")]
 
 
-def _answering(setup: Setup, finding: Finding) -> list[Change]:  # noqa: ARG001
+def _answering(setup: Setup, finding: Finding) -> list[Change]:
     split = setup.split
     if split is None:
         return []
@@ -171,15 +173,15 @@ def more_engines(setup: Setup, count: int) -> Change:
     return Change(says, replace(setup, num_replicas=count), MACHINES, f"octavo serve --engines {count}")
 
 
-def _replicas(setup: Setup, finding: Finding) -> list[Change]:  # noqa: ARG001
+def _replicas(setup: Setup, finding: Finding) -> list[Change]:
     return [more_engines(setup, count) for count in (setup.num_replicas + 1, setup.num_replicas * 2 + 1)]
 
 
-def _no_failure(setup: Setup, finding: Finding) -> list[Change]:  # noqa: ARG001
+def _no_failure(setup: Setup, finding: Finding) -> list[Change]:
     return [Change("no engine is lost", replace(setup, failures=()), NOT_YOURS, "")]
 
 
-def _quick_host(setup: Setup, finding: Finding) -> list[Change]:  # noqa: ARG001
+def _quick_host(setup: Setup, finding: Finding) -> list[Change]:
     host = replace(setup.timing.host, turn_s=0.0, plan_s=0.0)
     changed = replace(setup, timing=replace(setup.timing, host=host))
     return [Change("a host that takes no time between steps", changed, NOT_YOURS, "")]

@@ -23,6 +23,7 @@ from octavo.explain.trail import NOT_PLANNED, Life, Ran, Trail
 from octavo.obs.flight import Planned, Served
 from octavo.obs.replay import Player
 from octavo.sim.calibrate import fit_linear
+from octavo.sim.fitting import LEAST_STEPS
 from octavo.sim.timing import Linear, work_of
 
 FRONT = "read, rendered, tokenized and let in"
@@ -42,8 +43,6 @@ STALLED = "the client took nothing"
 
 UNDER_WAY = "a step was under way"
 BEHIND = re.compile(r"request '(.*)' is before it in the queue: (.*)")
-LEAST_STEPS = 24
-"""Fewer steps tell no model of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +145,7 @@ class Costs:
 class Books:
     """Keeps the ledgers of one engine's requests.
 
-    why  for one request, exact reasons of its waiting: (time, reason), where the recording could be played again
+    model  of what its steps take; None where the recording has too few of them
     """
 
     def __init__(self, trail: Trail) -> None:

@@ -13,12 +13,11 @@ from octavo.core.step import Step
 from octavo.errors import LoadError
 from octavo.explain.arrivals import Bounded, Came, workload
 from octavo.explain.figures import Figures
-from octavo.explain.fitting import Fitted, fitted
-from octavo.explain.ledger import LEAST_STEPS
 from octavo.explain.pools import handovers
 from octavo.explain.trail import Trail
 from octavo.obs.flight import Departed, Submitted
 from octavo.sim.baselines import BASELINES
+from octavo.sim.fitting import LEAST_STEPS, Chosen, choose
 from octavo.sim.operations import Failure
 from octavo.sim.replica import Decider
 from octavo.sim.timing import Host, Timing, Work, work_of
@@ -67,12 +66,12 @@ class Setup:
         return simulate(deployment, sent)
 
 
-def recorded_setup(figures: Figures, came: list[Came]) -> tuple[Setup, Fitted]:
+def recorded_setup(figures: Figures, came: list[Came]) -> tuple[Setup, Chosen]:
     """As it was recorded, and how well a model of steps fits them. Raises LoadError where too few steps are there."""
     settings = figures.story.recording.saved.settings
     if not figures.trails:
         raise LoadError("the recording holds no engine's trail, so there is nothing to simulate")
-    fit = fitted(_measured(figures))
+    fit = choose(_measured(figures))
     timing = Timing(model=fit.model, host=_host(figures), source="the recording")
     moved = handovers(figures.story)
     answering = {one.to_engine for one in moved}

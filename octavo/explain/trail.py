@@ -223,8 +223,8 @@ class _Follower:
             self._flying.popleft()
         for seq_id, why in entry.lost:
             life = self._life(seq_id)
-            for place, (at_s, one, _) in enumerate(life.lost if life is not None else ()):
-                if one == seq_id:
+            for place, (at_s, one, known) in enumerate(life.lost if life is not None else ()):
+                if one == seq_id and not known:
                     assert life is not None
                     life.lost[place] = (at_s, seq_id, why)
         for parent, child in entry.forks:

@@ -1,7 +1,7 @@
 """Counterfactuals: the arrivals of a recording again, under changed settings, and the one change that is advised.
 
 Arrivals stay where they were, whatever is changed: a client that waits for an answer before it asks again would have
-asked sooner. Steps take what a linear model fitted to the recorded ones says. How far that is from the truth is told
+asked sooner. Steps take what a model fitted to the recorded ones says. How far that is from the truth is told
 by the recorded settings, simulated: each figure against the recorded one.
 """
 
@@ -87,7 +87,7 @@ class WhatIf:
 
     recorded, base  what was measured, and the same settings simulated
     error           (simulated - recorded) / recorded, by metric and percentile
-    fit_error       median error of the model of steps
+    fit_error       median error of the model of steps, on steps it was not fitted to
     num_requests, num_recorded  simulated, and there
     """
 
@@ -121,7 +121,7 @@ def what_if(
         recorded=recorded,
         base=base,
         error=_error(came, base),
-        fit_error=fit.median_error,
+        fit_error=fit.error.median,
         num_requests=len(came),
         num_recorded=len(every),
     )

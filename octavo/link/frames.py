@@ -26,7 +26,7 @@ import msgspec
 from octavo.config import EngineConfig
 from octavo.core.sequence import SamplingParams
 
-PROTOCOL = 5
+PROTOCOL = 6
 """Raised when a frame changes its meaning. Two processes that differ in it part at once."""
 
 
@@ -47,6 +47,8 @@ class Configure(Frame, frozen=True):
     num_engines   that share this machine: open settings take that part of its cores and free memory
     memory_limit  bytes, what an earlier engine in this place took for an open memory_limit; None where this is
                   the first
+    trail_key     secret, for the names that tokens have in an engine's trail: the same for all engines of a server, so
+                  that what they have in common shows
     """
 
     protocol: int
@@ -54,6 +56,7 @@ class Configure(Frame, frozen=True):
     config: EngineConfig
     num_engines: int = 1
     memory_limit: int | None = None
+    trail_key: bytes = b""
 
 
 class Hello(Frame, frozen=True):

@@ -108,6 +108,10 @@ class Replica:
             return None
         return self.device.between(ranks)
 
+    def check(self) -> None:
+        """Raises ConfigError where the spread does not divide the model, or nobody gives the precision's rate."""
+        _ = self.counter, self.precision
+
     @cached_property
     def counter(self) -> StepCounter:
         """Raises ConfigError where the spread does not divide the model."""

@@ -123,8 +123,7 @@ def replicas(ask: Ask) -> Iterator[Replica | Rejected]:
 def _fitting(made: Replica, load: Load) -> Replica | Rejected:
     try:
         memory = made.memory
-        made.counter  # noqa: B018 - refuses spreads that do not divide the model
-        made.precision  # noqa: B018 - refuses precisions whose rate nobody gives
+        made.check()
     except ConfigError as error:
         return Rejected(label=label(made), reason=str(error))
     if room_for(made, load) >= 1:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import secrets
 import time
 from collections.abc import Callable, Sequence
 
@@ -63,7 +64,7 @@ class Fleet:
         self._hold_s = hold_s
         self._router = Router(routing)
         epochs = itertools.count()
-        plan = Plan(config, command, num_engines, lambda: next(epochs))
+        plan = Plan(config, command, num_engines, lambda: next(epochs), secrets.token_bytes(16))
         self.members = [Member(number, plan, self, log) for number in range(num_engines)]
         self._entries: dict[str, Entry] = {}
         self._held: dict[str, Entry] = {}

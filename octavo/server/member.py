@@ -68,12 +68,13 @@ class Home(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How engines are started. `next_epoch` counts them, all places together."""
+    """How engines are started. `next_epoch` counts them, all places together; `trail_key` is as in `Configure`."""
 
     config: EngineConfig
     command: Sequence[str]
     num_engines: int
     next_epoch: Callable[[], int]
+    trail_key: bytes
 
 
 class Member:
@@ -183,6 +184,7 @@ class Member:
             self._plan.command,
             num_engines=self._plan.num_engines,
             memory_limit=self._memory_limit,
+            trail_key=self._plan.trail_key,
         )
         ready = await replica.start(lambda progress: self._home.on_loading(self, progress))
         self._heard_s = self._stepped_s = time.monotonic()

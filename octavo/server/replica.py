@@ -44,12 +44,14 @@ class Replica:
         *,
         num_engines: int = 1,
         memory_limit: int | None = None,
+        trail_key: bytes = b"",
     ) -> None:
         self._config = config
         self._epoch = epoch
         self._command = command
         self._num_engines = num_engines
         self._memory_limit = memory_limit
+        self._trail_key = trail_key
         self._was_ended_here = False
         self._trail: int | None = _shared_memory(config.runtime.recorder_bytes)
         self._process: asyncio.subprocess.Process | None = None
@@ -89,6 +91,7 @@ class Replica:
                 config=self._config,
                 num_engines=self._num_engines,
                 memory_limit=self._memory_limit,
+                trail_key=self._trail_key,
             )
             await self._channel.send(configure)
             return await self._loaded(self._channel, on_loading)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import gzip
 import os
 import signal
@@ -127,6 +128,22 @@ def test_a_crash_is_saved_with_what_led_to_it(tmp_path):
         assert engine.epoch == 0
         assert len(replay(engine.entries)) > 0
         server.until(lambda health: health["status"] == "ready")
+
+
+def test_engines_of_a_server_have_the_same_names_for_the_same_tokens(tmp_path):
+    flags = ["--data-dir", str(tmp_path), *SMALL, "--engines", "2", "--routing", "least_loaded"]
+    with serving(flags, REAL) as server:
+        server.until(lambda health: all(one["status"] == "ready" for one in health["engines"]))
+        with concurrent.futures.ThreadPoolExecutor(4) as clients:
+            asked = [clients.submit(ask, server, max_tokens=60, ignore_eos=True) for _ in range(4)]
+            assert {one.result().status_code for one in asked} == {200}
+        os.kill(server.process.pid, signal.SIGUSR2)
+        found = recording.read(saved(tmp_path)[0])
+    names = []
+    for engine in found.engines:
+        names.append({one.names for one in engine.entries if isinstance(one, Submitted)})
+    assert [len(one) for one in names] == [1, 1]
+    assert names[0] == names[1]
 
 
 def test_what_is_no_recording_is_refused(tmp_path):

@@ -128,7 +128,7 @@ def _budget(args: argparse.Namespace, fleet: Fleet) -> float:
 
 def _law(args: argparse.Namespace, flop: float) -> tuple[str, ParametricLaw, Report | None]:
     """The law that decides: published, or fitted to the user's runs."""
-    from octavo.planner.laws import ParametricLaw
+    from octavo.planner.laws import MoeLaw, ParametricLaw
     from octavo.planner.published import PUBLISHED, published
 
     if args.runs is not None:
@@ -147,16 +147,17 @@ def _law(args: argparse.Namespace, flop: float) -> tuple[str, ParametricLaw, Rep
         )
         report = fit_report.report(runs, choices)
         fitted = report.fitted.law
-        law = fitted if isinstance(fitted, ParametricLaw) else fitted.at_experts(args.experts)  # type: ignore[union-attr]
+        assert isinstance(fitted, ParametricLaw | MoeLaw), "these two forms were asked for"
+        law = fitted if isinstance(fitted, ParametricLaw) else fitted.at_experts(args.experts)
         return args.runs.name, law, report
-    law = published(args.law).law
-    if not isinstance(law, ParametricLaw):
+    chosen = published(args.law).law
+    if not isinstance(chosen, ParametricLaw):
         with_loss = ", ".join(name for name, one in PUBLISHED.items() if isinstance(one.law, ParametricLaw))
         raise ConfigError(
             f"{args.law} advises sizes without predicting a loss, so designs cannot be ranked by it; laws that do: "
             f"{with_loss}"
         )
-    return args.law, law, None
+    return args.law, chosen, None
 
 
 def _optima(
