@@ -93,10 +93,10 @@ class Tape:
 def play(scene: Scene) -> tuple[Recording, Outcome]:
     """The recording of a scene, and what the simulator itself says of it."""
     tapes: list[Tape] = []
+    key = hashlib.blake2b(b"octavo scene", digest_size=16).digest()
 
     def decider(limits: Limits) -> Taped | TapedBaseline:
         tape = Tape()
-        key = hashlib.blake2b(b"octavo scene %d" % len(tapes), digest_size=16).digest()
         tapes.append(tape)
         is_whole = scene.baseline is None and scene.split is None
         tape.write(opening(limits, is_whole=is_whole))

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from benches.sim import band, speed, vllm_runs
+from benches.serving import recorder
+from benches.sim import band, neighbours, speed, vllm_runs
 from octavo.config import EngineConfig
 from octavo.engine.build import build
 from octavo.sim.from_requests import Took
@@ -145,3 +146,37 @@ def test_a_run_is_measured_fitted_and_simulated(tmp_path: Path, monkeypatch: pyt
     assert found["steps"] > 30
     assert found["simulated_steps"] > 30
     assert found["measured_throughput"] > 0
+
+
+def test_neighbours_come_beside_the_same_own_requests():
+    alone, beside = neighbours.Beside(3, 0.2), neighbours.Beside(3, 0.2, batch=4)
+    own = [job.at_ns for job in alone.arrivals()]
+    assert own == [job.at_ns for job in beside.arrivals() if job.client == neighbours.OWN]
+    assert len(own) > 60
+    first = next(job for job in beside.arrivals() if job.client == neighbours.BATCH)
+    following = beside.after(first, 5 * 10**9, is_answered=True)
+    assert following is not None
+    assert (following.client, following.priority, following.at_ns) == (neighbours.BATCH, 1, 5 * 10**9)
+    assert beside.after(first, 13 * 10**9, is_answered=True) is None
+
+
+def test_a_bound_flood_is_so_many_at_a_time():
+    load = neighbours.Beside(0, 0.2, bound=2)
+    lines = [one for one in neighbours.played(load) if one.client == neighbours.FLOODER]
+    ends = [(round(one.arrival_s, 6), 1) for one in lines]
+    ends += [(round(one.arrival_s + one.e2e_s, 6), -1) for one in lines]
+    aboard = most = 0
+    for _, change in sorted(ends):
+        aboard += change
+        most = max(most, aboard)
+    assert most == 2
+
+
+def test_recording_is_timed_on_the_same_steps(monkeypatch):
+    monkeypatch.setattr(recorder, "TURNS", 12)
+    assert recorder.gate()
+    assert set(recorder.figures(0, make=recorder.recorded)) == {
+        "turn_of_1_s",
+        "turn_of_32_s",
+        "turn_of_256_s",
+    }
