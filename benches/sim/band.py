@@ -3,7 +3,9 @@
 Six workloads at three loads; one preempts, one lives on shared prefixes. Requests come in real time whatever becomes of
 those before them. The recorder's steps of the first 60 requests are fitted (`octavo.sim.fitting`), the simulator plays
 all arrivals, and the requests after the first 60 are compared: p50 and p99 of TTFT and of TPOT, and throughput. Beside
-them stand the errors with one timing for all runs, measured before them as `octavo calibrate` does.
+them stand the errors with one timing for all runs, measured before them as `octavo calibrate` does, and with `--twice`
+how far a second run of the engine itself is from the first: no simulation can be expected to come nearer. `spread`
+takes the steps to fit from all over the run, which tells the model's errors from the machine's moods.
 
 `http` asks a server on loopback at half load; what lies before and after its engine is measured by lone requests first.
 """
@@ -51,6 +53,8 @@ from octavo.sim.world import Deployment, simulate
 
 SHAPES = Path(__file__).parent.parent / "shapes"
 NUM_FITTED = 60
+PIECES, PIECE = 10, 0.2
+"""A run is cut into so many pieces of time, and from each that share of its steps is taken."""
 MAX_NUM_SEQS = 32
 BLOCK_TOKENS = 16
 TRAIL_BYTES = 1 << 27
@@ -169,6 +173,7 @@ class Bed:
     longest_run_s: float
     http_timing: Timing | None = None
     http_threads: int = 1
+    twice: bool = False
     kinds: dict[str, str] = field(default_factory=dict)
 
     def limits(self, case: Case) -> Limits:
@@ -314,12 +319,20 @@ def settings_flags(bed: Bed, limits: Limits) -> list[str]:
     ]
 
 
-def fitted(run: Measured) -> tuple[Timing, str]:
-    """From the steps that had ended when the first requests had."""
+def first_steps(run: Measured) -> list[Ran]:
+    """Those that had ended when the first requests had."""
     until_s = run.start_s + max(one.last_s for one in run.took[:NUM_FITTED])
-    known: list[Ran] = [
-        one for one in run.played.ran if run.start_s <= one.launched_s and one.ended_s <= until_s
-    ]
+    return [one for one in run.played.ran if run.start_s <= one.launched_s and one.ended_s <= until_s]
+
+
+def spread_steps(run: Measured) -> list[Ran]:
+    """From all over the run, so that what the machine did meanwhile is in them."""
+    steps = [one for one in run.played.ran if run.start_s <= one.launched_s]
+    piece_s = (steps[-1].ended_s - run.start_s) / PIECES
+    return [one for one in steps if (one.launched_s - run.start_s) % piece_s < PIECE * piece_s]
+
+
+def fitted(run: Measured, known: Sequence[Ran]) -> tuple[Timing, str]:
     chosen = choose([(one.work, one.ended_s - one.launched_s) for one in known])
     host = host_of(run.played)
     front_s, reply_s = run.front or front_of(run.played, run.marks)
@@ -373,33 +386,47 @@ def one(bed: Bed, name: str, load_name: str, kind: str, repeat: int) -> Figures:
     through_http = kind == "http"
     general = bed.http_timing if through_http and bed.http_timing is not None else bed.timing
     plan = bed.plan(name, load_name, general)
-    run = (run_http if through_http else run_engine)(bed, name, plan)
-    factor = HTTP_FACTOR if through_http else 1.0
-    timing, chosen = fitted(run)
+    measure_run = run_http if through_http else run_engine
+    run = measure_run(bed, name, plan)
+    was, factor = of_took(run.took), HTTP_FACTOR if through_http else 1.0
+    timing, chosen = fitted(run, first_steps(run))
     bed.kinds[f"{kind}: {name}, {load_name}"] = chosen
-    was = of_took(run.took)
-    deployment = Deployment(limits=bed.limits(CASES[name]), timing=timing)
-    outcome = simulate(deployment, Replay(plan.trace))
-    said = lines(outcome)
-    errors, worst = score(of_lines(said), was, factor)
-    host = replace(general.host, front_s=timing.host.front_s, reply_s=timing.host.reply_s)
-    other = lines(simulate(replace(deployment, timing=replace(general, host=host)), Replay(plan.trace)))
-    general_errors, general_worst = score(of_lines(other), was, factor)
+    front = {"front_s": timing.host.front_s, "reply_s": timing.host.reply_s}
+    timings = {
+        "": timing,
+        "from_calibrate_": replace(general, host=replace(general.host, **front)),
+        "spread_": fitted(run, spread_steps(run))[0],
+    }
+    found: dict[str, float] = {}
+    preemptions, num_steps = 0, 0
+    for prefix, supposed in timings.items():
+        deployment = Deployment(limits=bed.limits(CASES[name]), timing=supposed)
+        outcome = simulate(deployment, Replay(plan.trace))
+        said = lines(outcome)
+        found |= scored(prefix, of_lines(said), was, factor)
+        if not prefix:
+            preemptions = sum(line.preemptions for line in said)
+            num_steps = sum(tally.num_steps for tally in outcome.tallies)
+    if bed.twice:
+        found |= scored("again_", of_took(measure_run(bed, name, plan).took), was, factor)
     return {
-        "worst": worst,
-        **{f"{metric}_error": value for metric, value in errors.items()},
-        "from_calibrate_worst": general_worst,
-        **{f"from_calibrate_{metric}_error": value for metric, value in general_errors.items()},
+        **found,
         **{f"measured_{metric}": value for metric, value in was.items()},
         "requests": len(plan.at_s),
         "requests_per_s": (len(plan.at_s) - 1) / max(plan.at_s[-1], 1e-9),
         "preemptions": sum(len(step.preempted) for step in run.played.steps),
-        "simulated_preemptions": sum(line.preemptions for line in said),
+        "simulated_preemptions": preemptions,
         "steps": len(run.played.ran),
-        "simulated_steps": sum(tally.num_steps for tally in outcome.tallies),
-        "front_s": timing.host.front_s,
-        "reply_s": timing.host.reply_s,
+        "simulated_steps": num_steps,
+        **front,
     }
+
+
+def scored(
+    prefix: str, simulated: Mapping[str, float], was: Mapping[str, float], factor: float
+) -> dict[str, float]:
+    errors, worst = score(simulated, was, factor)
+    return {f"{prefix}worst": worst, **{f"{prefix}{metric}_error": value for metric, value in errors.items()}}
 
 
 def gate(bed: Bed) -> str:
@@ -449,6 +476,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--requests", type=int, default=300, help="of a run at most (default %(default)s)")
     parser.add_argument("--run-s", type=float, default=30.0, help="seconds of arrivals (default %(default)s)")
     parser.add_argument("--calibrate-s", type=float, default=45.0, help="of driving (default %(default)s)")
+    parser.add_argument("--twice", action="store_true", help="every run again, compared with itself")
     parser.add_argument("--no-http", action="store_true", help="only the engine")
     parser.add_argument("--note", action="append", default=[], help="for the record")
     harness.arguments(parser)
@@ -485,7 +513,7 @@ def measure(
         pool = list(range(vocab_size // 16, vocab_size))  # special tokens come first
         limits = built.plan.resolved.limits
         timing = measured_timing(built, limits, args.calibrate_s)
-        bed = Bed(built, source, pool, timing, args.requests, args.run_s)
+        bed = Bed(built, source, pool, timing, args.requests, args.run_s, twice=args.twice)
         subjects: dict[str, Subject] = {
             f"engine: {name}, {one_load}": partial(one, bed, name, one_load, "engine")
             for name in names
@@ -502,6 +530,9 @@ def measure(
             " front process and the load share the other core, targets are twice as wide, front_s and reply_s are"
             " medians of lone requests before the run",
             "from_calibrate_*: one timing for all runs, driven before them, but for front_s and reply_s",
+            f"spread_*: fitted to the steps of {PIECE:.0%} of the run's time, in {PIECES} pieces from all over it: what"
+            " remains where the machine does not change between what was fitted and what is compared",
+            "again_*: the same arrivals sent to the engine a second time, measured / measured - 1",
         ]
         return harness.ask([bench(bed, subjects, notes)], chosen)
     finally:
