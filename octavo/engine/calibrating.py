@@ -26,7 +26,8 @@ MIXED_CHUNKS = (8, 64, 256)
 MIXED_WIDTHS = (2, 8, 32)
 MOST_TOKENS = 8192
 """Prompt tokens of one trial, together: where memory or patience would not do for more."""
-LEAST_REPEATS = 3
+REPEATS = 3
+"""Of every trial, where the budget allows; what was never tried is guessed worse than what was tried once."""
 WARM_TOKENS = 128
 
 
@@ -99,18 +100,18 @@ def drive(
     seed: int = 0,
     on_trial: Callable[[], None] | None = None,
 ) -> int:
-    """Make all trials again and again, at least LEAST_REPEATS times, until the time is used up. Returns how often.
+    """Make all trials again and again until the time is used up, at least as often as `affordable`. Returns how often.
 
-    budget_s  when it is over, no further round begins; trials that leave no time for enough rounds are not made
+    budget_s  when it is over, no further round begins; trials that leave no time for a round of all are not made
     on_trial  called after each trial
 
     Prompts are new in every trial, so that no cache has them. Raises Bug when a request is not answered in full.
     """
     draw = random.Random(f"octavo calibrate {seed}")
     names = _names()
-    planned = affordable(planned, _pace(engine, vocab_size, draw, names, clock), budget_s)
+    planned, repeats = affordable(planned, _pace(engine, vocab_size, draw, names, clock), budget_s)
     began_s, rounds, longest_s = clock(), 0, 0.0
-    while rounds < LEAST_REPEATS or clock() - began_s + longest_s <= budget_s:
+    while rounds < repeats or clock() - began_s + longest_s <= budget_s:
         round_began_s = clock()
         for trial in planned:
             _run(engine, trial, vocab_size, draw, names)
@@ -137,17 +138,22 @@ class Pace:
         return steps * self.step_s + (prompts + outputs) * self.token_s
 
 
-def affordable(planned: Sequence[Trial], pace: Pace, budget_s: float) -> list[Trial]:
-    """Those that can be made LEAST_REPEATS times within the budget; the dearest go first, and one always stays."""
-    dearest = sorted(planned, key=pace.cost_s, reverse=True)
-    total_s = sum(map(pace.cost_s, planned)) * LEAST_REPEATS
+def affordable(planned: Sequence[Trial], pace: Pace, budget_s: float) -> tuple[list[Trial], int]:
+    """Trials that can be made within the budget, and how often, REPEATS times at most.
+
+    Where one round of all is too much, the dearest go first, and one always stays.
+    """
+    total_s = sum(map(pace.cost_s, planned))
+    repeats = min(REPEATS, int(budget_s / total_s)) if total_s > 0 else REPEATS
+    if repeats:
+        return list(planned), repeats
     gone = set()
-    for trial in dearest[:-1]:
+    for trial in sorted(planned, key=pace.cost_s, reverse=True)[:-1]:
         if total_s <= budget_s:
             break
         gone.add(trial.name)
-        total_s -= pace.cost_s(trial) * LEAST_REPEATS
-    return [trial for trial in planned if trial.name not in gone]
+        total_s -= pace.cost_s(trial)
+    return [trial for trial in planned if trial.name not in gone], 1
 
 
 def _pace(

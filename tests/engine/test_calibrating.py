@@ -12,7 +12,7 @@ from octavo.core.limits import Limits
 from octavo.core.step import Output, Step, StepResult
 from octavo.engine.calibrating import (
     DECODE_STEPS,
-    LEAST_REPEATS,
+    REPEATS,
     Ask,
     Pace,
     Trial,
@@ -122,9 +122,11 @@ def test_an_engine_too_small_is_refused() -> None:
 def test_the_dearest_are_left_out_first() -> None:
     planned = [Trial(str(size), (Ask(size, 1),)) for size in (10, 1000, 100)]
     pace = Pace(step_s=0.0, token_s=0.01)
-    assert affordable(planned, pace, 1000.0) == planned
-    assert [one.name for one in affordable(planned, pace, LEAST_REPEATS * 1.2)] == ["10", "100"]
-    assert [one.name for one in affordable(planned, pace, 0.0)] == ["10"], "one is always made"
+    assert affordable(planned, pace, 1000.0) == (planned, REPEATS)
+    assert affordable(planned, pace, 25.0) == (planned, 2), "11.1 seconds each"
+    assert affordable(planned, pace, 12.0) == (planned, 1)
+    assert affordable(planned, pace, 1.2) == ([planned[0], planned[2]], 1)
+    assert affordable(planned, pace, 0.0) == ([planned[0]], 1), "one is always made"
 
 
 def test_steps_tell_what_they_cost() -> None:
@@ -135,7 +137,7 @@ def test_steps_tell_what_they_cost() -> None:
         engine, VOCAB, planned, budget_s=8.0, clock=lambda: timed.now_s, on_trial=lambda: made.append(None)
     )
     engine.close()
-    assert rounds > LEAST_REPEATS
+    assert rounds > REPEATS
     assert len(made) == rounds * len(planned)
     widths = {len(step.slices) for step in timed.steps if all(one.num_tokens == 1 for one in step.slices)}
     assert {1, 2, 3, 4, 6, 8} <= widths
@@ -151,7 +153,7 @@ def test_steps_tell_what_they_cost() -> None:
     assert chosen.error.median < 1e-6
 
 
-def test_a_budget_too_short_still_gives_repeats() -> None:
+def test_a_budget_too_short_still_makes_the_cheapest_trial() -> None:
     timed, records = Timed(), Records()
     engine, made = engine_on(timed, records), list[None]()
     rounds = drive(
@@ -163,8 +165,7 @@ def test_a_budget_too_short_still_gives_repeats() -> None:
         on_trial=lambda: made.append(None),
     )
     engine.close()
-    assert rounds == LEAST_REPEATS
-    assert len(made) == LEAST_REPEATS, "the cheapest trial, again and again"
+    assert rounds == len(made) == 1
 
 
 def test_a_request_that_is_cut_short_is_no_measure() -> None:
