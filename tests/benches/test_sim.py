@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benches.serving import recorder
-from benches.sim import band, neighbours, speed, vllm_runs
+from benches.sim import band, band_load, band_runs, neighbours, speed, vllm_runs
 from octavo.config import EngineConfig
 from octavo.engine.build import build
 from octavo.sim.from_requests import Took
@@ -83,9 +83,10 @@ def test_a_day_is_24_hours() -> None:
 
 
 def test_arrivals_scale_with_the_rate_and_nothing_else_does() -> None:
-    case = band.CASES["shared prefixes"]
+    case = band_load.CASES["shared prefixes"]
     slow, fast, other = (
-        band.planned(case, 70, rate, range(90), seed) for rate, seed in ((2.0, "a"), (4.0, "a"), (4.0, "b"))
+        band_load.planned(case, 70, rate, range(90), seed)
+        for rate, seed in ((2.0, "a"), (4.0, "a"), (4.0, "b"))
     )
     assert slow.prompts == fast.prompts != other.prompts
     assert [at_s / 2 for at_s in slow.at_s] == pytest.approx(fast.at_s)
@@ -93,10 +94,10 @@ def test_arrivals_scale_with_the_rate_and_nothing_else_does() -> None:
 
 
 def test_prompts_share_what_the_trace_says() -> None:
-    plan = band.planned(band.CASES["shared prefixes"], 40, 1.0, range(5000), "a")
+    plan = band_load.planned(band_load.CASES["shared prefixes"], 40, 1.0, range(5000), "a")
     for prompt, row in zip(plan.prompts, plan.trace.rows, strict=True):
         assert row.prompt_tokens == len(prompt)
-        assert len(row.blocks) == 512 // band.BLOCK_TOKENS
+        assert len(row.blocks) == 512 // band_load.BLOCK_TOKENS
     begins = {
         (tuple(prompt[:512]), row.blocks) for prompt, row in zip(plan.prompts, plan.trace.rows, strict=True)
     }
@@ -104,8 +105,10 @@ def test_prompts_share_what_the_trace_says() -> None:
 
 
 def test_figures_are_those_of_requests_not_fitted() -> None:
-    first = [band.Took(0.0, 9.0, 99.0, 5)] * band.NUM_FITTED
-    rest = [band.Took(10.0 + n, 10.5 + n, 12.5 + n, 5) for n in range(9)] + [band.Took(19.0, 20.0, 20.0, 1)]
+    first = [band_runs.Took(0.0, 9.0, 99.0, 5)] * band_runs.NUM_FITTED
+    rest = [band_runs.Took(10.0 + n, 10.5 + n, 12.5 + n, 5) for n in range(9)] + [
+        band_runs.Took(19.0, 20.0, 20.0, 1)
+    ]
     found = band.of_took([*first, *rest])
     assert found["tpot_p50"] == found["tpot_p99"] == pytest.approx(0.5)
     assert found["ttft_p50"] == pytest.approx(0.5)
@@ -125,8 +128,8 @@ def test_the_worst_is_measured_by_what_it_may_be() -> None:
 
 def test_a_run_is_measured_fitted_and_simulated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a model of nothing, as fast as it goes; how near the two are says nothing here."""
-    case = band.Case(prompt=(4, 20), output=(3, 12), num_seqs=4)
-    monkeypatch.setattr(band, "CASES", {"tight memory": case})
+    case = band_load.Case(prompt=(4, 20), output=(3, 12), num_seqs=4)
+    monkeypatch.setitem(band_load.CASES, "tight memory", case)
     settings = {
         "max_model_len": 128,
         "max_num_seqs": 8,
@@ -135,7 +138,7 @@ def test_a_run_is_measured_fitted_and_simulated(tmp_path: Path, monkeypatch: pyt
         "block_size": 16,
     }
     built = build(EngineConfig.of(model=str(write_checkpoint(tmp_path / "tiny")), **settings))
-    bed = band.Bed(built, "", list(range(200)), Timing(model=Linear(overhead_s=1e-4)), 90, 1.0)
+    bed = band_runs.Bed(built, "", list(range(200)), Timing(model=Linear(overhead_s=1e-4)), 90, 1.0)
     try:
         assert "are the same" in band.gate(bed)
         found = band.one(bed, "tight memory", "near", "engine", 0)
