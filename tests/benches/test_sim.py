@@ -128,7 +128,7 @@ def test_the_worst_is_measured_by_what_it_may_be() -> None:
 
 def test_a_run_is_measured_fitted_and_simulated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a model of nothing, as fast as it goes; how near the two are says nothing here."""
-    case = band_load.Case(prompt=(4, 20), output=(3, 12), num_seqs=4)
+    case = band_load.Case(prompt=(4, 20), output=(20, 40), num_seqs=4)
     monkeypatch.setitem(band_load.CASES, "tight memory", case)
     settings = {
         "max_model_len": 128,
