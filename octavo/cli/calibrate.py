@@ -65,20 +65,13 @@ class Calibration:
         )
 
     def document(self) -> dict[str, Any]:
-        from octavo.sim.calibrate import timing_json
+        from octavo.sim.calibrate import limits_json, timing_json
 
-        names = (
-            "num_blocks",
-            "block_tokens",
-            "max_num_seqs",
-            "max_num_batched_tokens",
-            "max_num_mixed_tokens",
-        )
         return timing_json(self.timing()) | {
             "measured": self.origin
             | {
                 "fingerprint": self.fingerprint,
-                "limits": {name: getattr(self.limits, name) for name in (*names, "max_model_len")},
+                "limits": limits_json(self.limits),
                 "num_steps": self.chosen.num_steps,
                 "because": self.chosen.because,
                 "errors": {kind: asdict(error) for kind, error in self.chosen.errors.items()},
@@ -260,13 +253,6 @@ def _print(made: Calibration, path: str | None) -> None:
     output.print_table(("host", ""), [(name, format_seconds(value)) for name, value in names], right=[1])
     print(f"fingerprint {made.fingerprint}: " + ", ".join(str(value) for value in made.origin.values()))
     if path is not None:
-        limits = made.limits
-        flags = {
-            "timing": path,
-            "num-kv-blocks": limits.num_blocks,
-            "block-size": limits.block_tokens,
-            "max-model-len": limits.max_model_len,
-            "max-num-seqs": limits.max_num_seqs,
-            "max-num-batched-tokens": limits.max_num_batched_tokens,
-        }
-        print("octavo simulate " + " ".join(f"--{name} {value}" for name, value in flags.items()))
+        print(
+            f"octavo simulate --timing {path} --rate ...    with the limits of the engine that was measured"
+        )

@@ -36,6 +36,13 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "--replicas", type=int, default=1, metavar="COUNT", help="engines, each with its devices"
     )
     group.add_argument(
+        "--lockstep",
+        type=int,
+        default=1,
+        metavar="COUNT",
+        help="so many replicas take each step together, as with experts spread over all of them [1]",
+    )
+    group.add_argument(
         "--baseline", metavar="NAME", help="static, dynamic or contiguous, instead of Octavo's scheduler"
     )
     group.add_argument(
@@ -72,6 +79,7 @@ def deployment(args: argparse.Namespace, read: settings.Settings, rank: Rank | N
         timing=timing,
         num_replicas=args.replicas,
         routing=read.server.routing,
+        lockstep=args.lockstep,
         decider=BASELINES[args.baseline] if args.baseline else Scheduler,
         split=_split(args, rank),
         operations=tuple(_operations(args)),
@@ -121,6 +129,29 @@ def _timing(args: argparse.Namespace, rank: Rank | None) -> Timing:
     return replace(timing, host=replace(timing.host or Host(), front_s=parse_seconds(args.front)))
 
 
+MEASURED = {
+    "num_blocks": "num_kv_blocks",
+    "block_tokens": "block_size",
+    "max_num_seqs": "max_num_seqs",
+    "max_num_batched_tokens": "max_num_batched_tokens",
+    "max_num_mixed_tokens": "max_num_mixed_tokens",
+    "max_chunk_tokens": "max_chunk_tokens",
+    "max_model_len": "max_model_len",
+    "enable_prefix_caching": "enable_prefix_caching",
+}
+"""Limits that a timing file has, and the settings that go before them."""
+
+
+def measured_limits(args: argparse.Namespace, read: settings.Settings, rank: Rank | None) -> dict[str, int]:
+    """Limits that are those of the engine whose steps the timing file has, because nobody said otherwise."""
+    from octavo.sim.calibrate import read_limits
+
+    if args.timing is None or rank is not None:
+        return {}
+    found = read_limits(args.timing)
+    return {name: value for name, value in found.items() if read.origins[MEASURED[name]].kind == "default"}
+
+
 def _limits(args: argparse.Namespace, read: settings.Settings, rank: Rank | None) -> Limits:
     """The scheduler's bounds, and as many blocks as are given or as the device has room for."""
     from octavo.core.limits import Limits
@@ -128,19 +159,27 @@ def _limits(args: argparse.Namespace, read: settings.Settings, rank: Rank | None
     from octavo.sim.roofline import pool_limits
 
     engine, scheduler = read.engine, read.engine.scheduler
-    blocks, longest = engine.kv.num_kv_blocks, engine.model.max_model_len
+    measured = measured_limits(args, read, rank)
+    blocks = measured.get("num_blocks", engine.kv.num_kv_blocks)
+    longest = measured.get("max_model_len", engine.model.max_model_len)
     if rank is None and (blocks is None or longest is None):
-        raise ConfigError("without a MODEL, --num-kv-blocks and --max-model-len say how much memory there is")
-    batched = scheduler.max_num_batched_tokens or max(BATCHED_TOKENS["cuda"], scheduler.max_num_seqs)
+        raise ConfigError(
+            "without a MODEL, --num-kv-blocks and --max-model-len say how much memory there is, where the timing file"
+            " does not"
+        )
+    seqs = measured.get("max_num_seqs", scheduler.max_num_seqs)
+    batched = measured.get("max_num_batched_tokens", scheduler.max_num_batched_tokens)
+    batched = batched or max(BATCHED_TOKENS["cuda"], seqs)
+    mixed = measured.get("max_num_mixed_tokens", scheduler.max_num_mixed_tokens)
     limits = Limits(
         num_blocks=blocks or 2,  # until the device has been asked
-        block_tokens=engine.kv.block_size or BLOCK_TOKENS,
-        max_num_seqs=scheduler.max_num_seqs,
+        block_tokens=measured.get("block_tokens", engine.kv.block_size) or BLOCK_TOKENS,
+        max_num_seqs=seqs,
         max_num_batched_tokens=batched,
         max_model_len=longest or (rank.shape.max_positions if rank is not None else 2),
-        enable_prefix_caching=engine.kv.enable_prefix_caching,
-        max_chunk_tokens=scheduler.max_chunk_tokens,
-        max_num_mixed_tokens=scheduler.max_num_mixed_tokens or max(batched // MIXED_PART, 1),
+        enable_prefix_caching=bool(measured.get("enable_prefix_caching", engine.kv.enable_prefix_caching)),
+        max_chunk_tokens=measured.get("max_chunk_tokens", scheduler.max_chunk_tokens),
+        max_num_mixed_tokens=mixed or max(batched // MIXED_PART, 1),
     )
     return limits if blocks is not None or rank is None else pool_limits(rank, limits, args.utilization)
 

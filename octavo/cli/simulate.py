@@ -4,7 +4,7 @@
         --rate 5 --requests 2000 --prompt-tokens lognormal:1150:1.2 --output-tokens 20-400
     octavo simulate llama-3.1-8b --device h100-sxm --trace azure.csv --replicas 8 \\
         --slo-ttft 500ms --slo-tpot 30ms --html run.html
-    octavo simulate --timing measured.json --num-kv-blocks 27000 --max-model-len 8192 --concurrency 64
+    octavo simulate --timing measured.json --concurrency 64    with the limits of what was measured
     octavo simulate ... --baseline static          how it was done before
 
 Steps take what the roofline of a model on a device says, or what a timing file says; see docs/simulator.md.
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 KNOBS = (
-    *("replicas", "device", "weights", "kv-layout", "tp", "decode-replicas"),
+    *("replicas", "lockstep", "device", "weights", "kv-layout", "tp", "decode-replicas"),
     *("max-num-seqs", "max-num-batched-tokens", "max-num-mixed-tokens", "max-chunk-tokens", "routing"),
 )
 """Flags that a search may vary."""
@@ -91,6 +91,9 @@ def run(args: argparse.Namespace) -> int:
     document = summary(outcome, slo, price)
     document["timing"] = {"source": deployment.timing.source}
     document["limits"] = _limits_json(deployment.limits)
+    measured = deployments.measured_limits(args, read, rank)
+    document["measured_limits"] = {"file": args.timing, "names": sorted(measured)} if measured else None
+    document["lockstep"] = deployment.lockstep
     _write_files(args, outcome, document)
     if args.json:
         output.print_json(document)
@@ -118,7 +121,7 @@ def _search(args: argparse.Namespace, slo: Slo) -> int:
             if hasattr(typed, f"knob_{name}"):
                 setattr(typed, f"knob_{name}", value)
             else:
-                is_count = knob in ("replicas", "tp", "decode-replicas")
+                is_count = knob in ("replicas", "lockstep", "tp", "decode-replicas")
                 setattr(typed, name, parse_count(value) if is_count else value)
         rank = deployments.rank_of(typed)
         read = settings.read(argparse.Namespace(**vars(typed) | {"model": None}))
@@ -165,8 +168,9 @@ def _print_found(found: Found) -> None:
 
 
 def _limits_json(limits: Limits) -> dict[str, Any]:
-    names = ("num_blocks", "block_tokens", "max_num_seqs", "max_num_batched_tokens", "max_num_mixed_tokens")
-    return {name: getattr(limits, name) for name in (*names, "max_chunk_tokens", "max_model_len")}
+    from octavo.sim.calibrate import LIMITS
+
+    return {name: getattr(limits, name) for name in LIMITS}
 
 
 def _write_files(args: argparse.Namespace, outcome: Outcome, document: dict[str, Any]) -> None:
@@ -203,3 +207,8 @@ def _print(document: dict[str, Any]) -> None:
     )
     print()
     output.print_table(("", ""), facts_of(document))
+    measured = document["measured_limits"]
+    if measured is not None:
+        limits = document["limits"]
+        told = ", ".join(f"{name} {limits[name]}" for name in measured["names"])
+        print(f"\nas measured, from {measured['file']}: {told}")

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from octavo.core.limits import Limits
 from octavo.errors import ConfigError
 from octavo.sim.timing import Blend, Grid, Host, Linear, Table, TimeModel, Timing, Work
 
@@ -151,14 +152,7 @@ def read_timing(path: str | Path) -> Timing:
 
     Raises ConfigError that names the file and the field.
     """
-    try:
-        document = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"cannot read the timing file {path}: {error.strerror}") from error
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ConfigError(f"the timing file {path} is not JSON: {error}") from error
-    if not isinstance(document, dict) or not isinstance(document.get("model"), dict):
-        raise ConfigError(f'the timing file {path} should hold {{"model": {{"kind": ...}}}}')
+    document = _document(path)
     model = dict(document["model"])
     kind = model.pop("kind", None)
     if kind not in KINDS:
@@ -169,6 +163,55 @@ def read_timing(path: str | Path) -> Timing:
         return Timing(model=made, host=_made(Host, host, "host"), source=str(document.get("source", path)))
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
+
+
+LIMITS: Mapping[str, int] = {
+    "num_blocks": 2,
+    "block_tokens": 1,
+    "max_num_seqs": 1,
+    "max_num_batched_tokens": 1,
+    "max_num_mixed_tokens": 1,
+    "max_chunk_tokens": 1,
+    "max_model_len": 2,
+    "enable_prefix_caching": 0,
+}
+"""What a timing file says of the scheduler that was measured, and the least of each."""
+
+
+def limits_json(limits: Limits) -> dict[str, int]:
+    """Those of `LIMITS` that are set."""
+    return {name: int(value) for name in LIMITS if (value := getattr(limits, name)) is not None}
+
+
+def read_limits(path: str | Path) -> dict[str, int]:
+    """The limits of the scheduler that was measured, by name; none where the file does not say.
+
+    Raises ConfigError that names the file and the field.
+    """
+    measured = _document(path).get("measured", {})
+    found = measured.get("limits", {}) if isinstance(measured, dict) else measured
+    if not isinstance(found, dict):
+        raise ConfigError(f"{path}: measured.limits should be an object of numbers, got {found!r}")
+    for name, value in found.items():
+        if name not in LIMITS:
+            raise ConfigError(f"{path}: measured.limits.{name} is not known; known are {', '.join(LIMITS)}")
+        if not isinstance(value, int) or value < LIMITS[name]:
+            raise ConfigError(
+                f"{path}: measured.limits.{name} must be a whole number of at least {LIMITS[name]}, got {value!r}"
+            )
+    return {name: int(value) for name, value in found.items()}
+
+
+def _document(path: str | Path) -> dict[str, Any]:
+    try:
+        document = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read the timing file {path}: {error.strerror}") from error
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ConfigError(f"the timing file {path} is not JSON: {error}") from error
+    if not isinstance(document, dict) or not isinstance(document.get("model"), dict):
+        raise ConfigError(f'the timing file {path} should hold {{"model": {{"kind": ...}}}}')
+    return document
 
 
 def _table(model: dict[str, Any]) -> Table:

@@ -9,11 +9,11 @@ from __future__ import annotations
 import enum
 import math
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from octavo.core.cache import Counters
 from octavo.core.limits import Limits
@@ -25,6 +25,9 @@ from octavo.core.turns import TurnTaker
 from octavo.errors import Bug, RequestError
 from octavo.sim.served import Served, Tally
 from octavo.sim.timing import NS_PER_S, Affine, Timing, fixed_tokens, step_ns, stretch_ns, work_of
+
+if TYPE_CHECKING:
+    from octavo.sim.lockstep import Lockstep
 
 MAX_TURNS = 4096
 """Turns skipped at once; more only means another stretch."""
@@ -78,6 +81,19 @@ class Cancel:
 
 
 Command = Submit | Land | Cancel
+
+
+def ends_of(stretches: Iterable[Stretch], durations_ns: list[int], first_ns: int, turn_ns: int) -> list[int]:
+    """When turns end that begin with a step under way until `first_ns`, as long as all stretches reach.
+
+    durations_ns  of the step launched at the end of each; `turn_ns` pass before that begins
+    """
+    steps_ns = [one + turn_ns for one in durations_ns] if turn_ns else durations_ns
+    ends_ns = list(accumulate(steps_ns, initial=first_ns))[:-1]
+    for stretch in stretches:
+        while ends_ns and not stretch.reaches(ends_ns[-1] / NS_PER_S):
+            ends_ns.pop()
+    return ends_ns
 
 
 @lru_cache(maxsize=65536)
@@ -190,6 +206,11 @@ class Replica(TurnTaker[None]):
         self._turn_ns = round(host.turn_s * NS_PER_S)
         self._plan_ns = round(host.plan_s * NS_PER_S)
 
+    @property
+    def driver(self) -> Replica | Lockstep:
+        """Whom the world is to fire when its turn comes."""
+        return self
+
     def send(self, command: Command, now_ns: int) -> None:
         """Hand a command over; it is taken between turns, at once when nothing runs."""
         self.inbox.append(command)
@@ -223,14 +244,15 @@ class Replica(TurnTaker[None]):
         self._begin()
 
     def _begin(self) -> None:
-        can_skip = self.awaited is not None and not self._is_exact and not self._landing
-        self._skipping = self._measure(self.awaited) if can_skip and self.awaited is not None else None
-        if self._skipping is not None:
-            self.phase, self.due_ns = Phase.SKIP, self._skipping.ends_ns[-1]
-            return
-        step = self.begin_turn()
-        if step is None and self.awaited is not None:
-            self.begin_turn()  # launched just now: the next turn begins at once
+        measured = self._measure()
+        if measured is not None:
+            stretch, durations_ns = measured
+            ends_ns = ends_of((stretch,), durations_ns, self._ends_ns, self._turn_ns)
+            if ends_ns:
+                self._skipping = Skipping(stretch, ends_ns, durations_ns)
+                self.phase, self.due_ns = Phase.SKIP, ends_ns[-1]
+                return
+        self._play()
         if self.awaited is not None:
             self.phase, self.due_ns = Phase.END, self._ends_ns
         elif self.scheduler.idle:
@@ -240,26 +262,24 @@ class Replica(TurnTaker[None]):
         else:
             raise Bug(f"{len(self.scheduler.sequences)} sequences wait, and the scheduler plans nothing")
 
-    def _measure(self, awaited: Step) -> Skipping | None:
-        """The turns that need not be played from here."""
-        num_seqs = len(awaited.slices)
-        scheduler = self.scheduler
-        if num_seqs > self._long_tokens or not isinstance(scheduler, Scheduler):
+    def _play(self) -> None:
+        """Begin a turn as an engine does."""
+        step = self.begin_turn()
+        if step is None and self.awaited is not None:
+            self.begin_turn()  # launched just now: the next turn begins at once
+
+    def _measure(self) -> tuple[Stretch, list[int]] | None:
+        """The turns that need not be played from here, and what the step launched at the end of each takes."""
+        awaited, scheduler = self.awaited, self.scheduler
+        if awaited is None or self._is_exact or self._landing or not isinstance(scheduler, Scheduler):
+            return None
+        if len(awaited.slices) > self._long_tokens:
             return None
         stretch = measure(scheduler, awaited)
         if stretch is None:
             return None
-        count = min(stretch.num_turns, MAX_TURNS)
-        durations = stretch_ns(self.timing.model, work_of(awaited, with_slices=self._needs_slices), count)
-        turn_ns = self._turn_ns
-        if turn_ns:
-            ends = list(accumulate((one + turn_ns for one in durations), initial=self._ends_ns))
-        else:
-            ends = list(accumulate(durations, initial=self._ends_ns))
-        skipping = Skipping(stretch, ends[:-1], durations)
-        while skipping.ends_ns and not stretch.reaches(skipping.ends_ns[-1] / NS_PER_S):
-            skipping.ends_ns.pop()
-        return skipping if skipping.ends_ns else None
+        work = work_of(awaited, with_slices=self._needs_slices)
+        return stretch, stretch_ns(self.timing.model, work, min(stretch.num_turns, MAX_TURNS))
 
     def _skip(self, skipping: Skipping) -> None:
         """Play a stretch up to now."""
@@ -368,10 +388,14 @@ class Replica(TurnTaker[None]):
     def _launch(self, step: Step) -> None:
         work = work_of(step, with_slices=self._needs_slices)
         duration_ns = step_ns(self.timing.model, work)
-        gap_ns = self._turn_ns + (self._plan_ns if self._planned_ns == self.now_ns else 0)
+        gap_ns = self._gap_ns()
         self._ends_ns = self.now_ns + gap_ns + duration_ns
         used, waiting = self.scheduler.num_used_blocks, self.scheduler.num_waiting
         self.tally.launched(self.now_ns + gap_ns, duration_ns, work, used, waiting)
+
+    def _gap_ns(self) -> int:
+        """From now until the step planned last begins."""
+        return self._turn_ns + (self._plan_ns if self._planned_ns == self.now_ns else 0)
 
     def _result(self, step: Step) -> StepResult:
         outputs = []

@@ -14,6 +14,7 @@ from typing import Protocol
 from octavo.core.route import COST, Load, Router
 from octavo.core.scheduler import Limits, Scheduler
 from octavo.errors import ConfigError
+from octavo.sim.lockstep import Lockstep, Member
 from octavo.sim.replica import CacheMissed, Cancel, Command, Decider, Land, Replica, Submit
 from octavo.sim.served import Served, Tally
 from octavo.sim.timing import NS_PER_S, Timing
@@ -64,6 +65,7 @@ class Deployment:
     """So many replicas alike, and how requests are spread over them.
 
     routing   a policy of `octavo.core.route.COST`
+    lockstep  so many replicas, by their numbers, take every step together, see `lockstep.py`; 1 leaves each alone
     split     prompts and answers are computed by different replicas
     operations  failures, autoscaling
     decider   makes a replica's scheduler from the limits; the real one unless a baseline is asked for
@@ -74,6 +76,7 @@ class Deployment:
     timing: Timing
     num_replicas: int = 1
     routing: str = "prefix"
+    lockstep: int = 1
     decider: Callable[[Limits], Decider] = Scheduler
     split: Split | None = None
     operations: tuple[Operation, ...] = ()
@@ -86,6 +89,18 @@ class Deployment:
             raise ConfigError(f"routing must be one of {', '.join(COST)}, got {self.routing!r}")
         if self.split is not None:
             self._check_split(self.split)
+        if self.lockstep != 1:
+            self._check_lockstep()
+
+    def _check_lockstep(self) -> None:
+        counts = [self.num_replicas] if self.split is None else [self.num_replicas, self.split.num_decode]
+        if self.lockstep < 1 or any(count % self.lockstep for count in counts):
+            raise ConfigError(
+                f"replicas in lock-step must be at least 1 and divide the replicas ({', '.join(map(str, counts))}),"
+                f" got {self.lockstep}"
+            )
+        if self.operations or self.decider is not Scheduler:
+            raise ConfigError("replicas in lock-step can have no failures, autoscaling or baseline here")
 
     def _check_split(self, split: Split) -> None:
         if self.operations or self.decider is not Scheduler:
@@ -135,7 +150,7 @@ class World:
         self._workload = workload
         self._arrivals: Iterator[Job] = iter(())
         self._front_ns = round(deployment.timing.host.front_s * NS_PER_S)
-        self._heap: list[tuple[int, int, int, Served | Replica | Callable[[], None]]] = []
+        self._heap: list[tuple[int, int, int, Served | Replica | Lockstep | Callable[[], None]]] = []
         self._num_later = 0
         self._router = Router(deployment.routing)
         self._pending: list[int] = []
@@ -147,6 +162,7 @@ class World:
         self._leaving: set[int] = set()
         self._link_free_ns: dict[int, int] = {}
         self._moving: set[Served] = set()
+        self._group = Lockstep(deployment.timing)
         for _ in range(deployment.num_replicas):
             self.ready.append(self.add_replica())
         split = deployment.split
@@ -163,18 +179,22 @@ class World:
         deployment = self.deployment
         limits = self._limits if answers_of is None else answers_of.limits or self._limits
         computes_prompts = deployment.split is not None and answers_of is None
-        self.replicas.append(
-            Replica(
-                number,
-                deployment.decider(limits),
-                deployment.timing,
-                on_first=self._settle,
-                on_end=self._on_end,
-                on_move=self._on_move if computes_prompts else None,
-                is_exact=deployment.is_exact,
-                is_blind=self._is_blind,
-            )
+        kind = Replica if deployment.lockstep == 1 else Member
+        replica = kind(
+            number,
+            deployment.decider(limits),
+            deployment.timing,
+            on_first=self._settle,
+            on_end=self._on_end,
+            on_move=self._on_move if computes_prompts else None,
+            is_exact=deployment.is_exact,
+            is_blind=self._is_blind,
         )
+        self.replicas.append(replica)
+        if isinstance(replica, Member):
+            if number % deployment.lockstep == 0:
+                self._group = Lockstep(deployment.timing)
+            self._group.add(replica)
         self._pending.append(0)
         self._aboard.append(0)
         self._since_ns.append(self.now_ns)
@@ -190,7 +210,7 @@ class World:
         heap = self._heap
         while heap:
             at_ns, kind, _, who = heapq.heappop(heap)
-            if isinstance(who, Replica):
+            if isinstance(who, Replica | Lockstep):
                 if who.due_ns == at_ns:
                     self.now_ns = at_ns
                     who.fire(at_ns)
@@ -274,10 +294,11 @@ class World:
 
     def send(self, number: int, command: Command) -> None:
         replica = self.replicas[number]
-        due_ns = replica.due_ns
+        driver = replica.driver
+        due_ns = driver.due_ns
         replica.send(command, self.now_ns)
-        if replica.due_ns != due_ns:
-            self._await(replica)
+        if driver.due_ns != due_ns:
+            self._await(driver)
 
     def dispatch(self, served: Served) -> None:
         """Choose a replica for a request and hand it over; without any it waits for one."""
@@ -296,9 +317,9 @@ class World:
         served.is_pending = True
         self.send(replica, Submit(served))
 
-    def _await(self, replica: Replica) -> None:
-        if replica.due_ns is not None:
-            heapq.heappush(self._heap, (replica.due_ns, TURNS, replica.number, replica))
+    def _await(self, driver: Replica | Lockstep) -> None:
+        if driver.due_ns is not None:
+            heapq.heappush(self._heap, (driver.due_ns, TURNS, driver.number, driver))
 
     def _next_arrival(self) -> None:
         job = next(self._arrivals, None)

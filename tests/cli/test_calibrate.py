@@ -57,12 +57,29 @@ def test_the_simulator_reads_it(calibrated: Path, capsys: pytest.CaptureFixture[
     timing = read_timing(calibrated)
     assert timing.host.turn_s > 0
     assert timing.model.seconds(Work(num_decodes=1, decode_context=40, num_sampled=1)) > 0
-    words = ("--num-kv-blocks", "129", "--block-size", "8", "--max-model-len", "256", "--max-num-seqs", "4")
     load = ("--rate", "5", "--requests", "20", "--prompt-tokens", "10-40", "--output-tokens", "4-9")
-    assert main(["simulate", "--timing", str(calibrated), *words, *load, "--json"]) == 0
+    assert main(["simulate", "--timing", str(calibrated), *load, "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert document["requests"]["answered"] == 20
     assert "octavo calibrate" in document["timing"]["source"]
+    measured = json.loads(calibrated.read_text())["measured"]["limits"]
+    assert document["measured_limits"] == {"file": str(calibrated), "names": sorted(measured)}
+    assert document["limits"] == {name: measured.get(name) for name in document["limits"]}
+
+
+def test_what_is_said_goes_before_what_was_measured(
+    calibrated: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    load = ("--rate", "5", "--requests", "20", "--prompt-tokens", "10-40", "--output-tokens", "4-9")
+    words = ("--num-kv-blocks", "64", "--max-num-seqs", "2")
+    assert main(["simulate", "--timing", str(calibrated), *words, *load, "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert (document["limits"]["num_blocks"], document["limits"]["max_num_seqs"]) == (64, 2)
+    names = document["measured_limits"]["names"]
+    assert "max_model_len" in names
+    assert not {"num_blocks", "max_num_seqs"} & set(names)
+    assert main(["simulate", "--timing", str(calibrated), *load]) == 0
+    assert f"as measured, from {calibrated}: block_tokens 8" in capsys.readouterr().out
 
 
 @pytest.fixture(scope="module")

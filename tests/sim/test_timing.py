@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from octavo.core.limits import Limits
 from octavo.core.step import Slice, Step
 from octavo.errors import ConfigError
-from octavo.sim.calibrate import fit_linear, non_negative_least_squares, read_timing, timing_json
+from octavo.sim.calibrate import fit_linear, non_negative_least_squares, read_limits, read_timing, timing_json
 from octavo.sim.from_requests import Took, fit_to_requests, simplex
 from octavo.sim.lengths import Poisson, Uniform
 from octavo.sim.report import lines
@@ -198,6 +198,25 @@ def test_bad_timing_files_are_named(text: str, message: str, tmp_path: Path) -> 
     path.write_text(text)
     with pytest.raises(ConfigError) as caught:
         read_timing(path)
+    assert message in str(caught.value)
+    assert "timing.json" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("measured", "message"),
+    [
+        ([], "measured.limits should be an object of numbers, got []"),
+        ({"limits": 3}, "measured.limits should be an object of numbers, got 3"),
+        ({"limits": {"blocks": 3}}, "measured.limits.blocks is not known; known are num_blocks"),
+        ({"limits": {"num_blocks": 1}}, "num_blocks must be a whole number of at least 2, got 1"),
+        ({"limits": {"max_model_len": "9"}}, "max_model_len must be a whole number of at least 2, got '9'"),
+    ],
+)
+def test_bad_limits_of_a_timing_file_are_named(measured: object, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "timing.json"
+    path.write_text(json.dumps({"model": {"kind": "linear"}, "measured": measured}))
+    with pytest.raises(ConfigError) as caught:
+        read_limits(path)
     assert message in str(caught.value)
     assert "timing.json" in str(caught.value)
 
