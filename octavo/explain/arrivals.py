@@ -1,11 +1,12 @@
 """The requests of a recording, to be sent again in the simulator: who came when, with what, and what it got.
 
-What is shared stays shared: blocks of prompts are named by their namespace and the names that the recording has for
-their beginnings, which are the same at all engines of a server.
+What is shared stays shared, beginnings of prompts and earlier answers that prompts go on after: the names that a
+recording has for tokens are the same at all engines of a server.
 """
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -14,7 +15,9 @@ from octavo.explain.figures import Figures
 from octavo.explain.trail import Life, Trail
 from octavo.obs.flight import Served, Submitted
 from octavo.obs.replay import Prompts
-from octavo.sim.traces import BLOCK_TOKENS, Replay, Row, Trace
+from octavo.sim.recorded import outputs_of, spelled_of
+from octavo.sim.spelling import Spelled
+from octavo.sim.traces import Replay, Row, Trace
 from octavo.sim.workload import Job, Workload
 
 
@@ -23,14 +26,12 @@ class Came:
     """One request.
 
     row      as it came; times from the first one's arrival
-    plain    names of its blocks without their namespaces
     ttft_s, tpot_s, e2e_s, gap_s  what it took, and its longest pause between two tokens; None for what never
                                   happened, and for one that did not end well
     """
 
     request_id: str
     row: Row
-    plain: tuple[int | str, ...]
     ttft_s: float | None
     tpot_s: float | None
     e2e_s: float | None
@@ -42,7 +43,7 @@ class _Draft:
     """A request that is being put together from what each engine knows of it."""
 
     came_s: float
-    prompt: tuple[int, ...]
+    spelled: Spelled
     entry: Submitted
     life: Life
     num_begun: int
@@ -75,12 +76,13 @@ def arrivals(figures: Figures) -> list[Came]:
 
 
 def _drafts(trail: Trail) -> Iterator[_Draft]:
-    prompts = Prompts()
+    prompts, outputs = Prompts(), outputs_of(trail.entries)
     for entry in trail.entries:
         if isinstance(entry, Submitted) and entry.refused is None:
             begun = max((len(names) // 4 for _, names in entry.begun), default=0)
             life = trail.lives[entry.request_id]
-            yield _Draft(entry.now_s, prompts.whole(entry), entry, life, begun, life.tokens_s)
+            spelled = spelled_of(entry, prompts.whole(entry), outputs.get(entry.seq_id, array("I")))
+            yield _Draft(entry.now_s, spelled, entry, life, begun, life.tokens_s)
 
 
 def _came(draft: _Draft, served: Served | None) -> Came:
@@ -90,23 +92,17 @@ def _came(draft: _Draft, served: Served | None) -> Came:
     wanted = num_tokens if is_whole else max(entry.asked.max_tokens or 0, num_tokens, 1)
     came_s = draft.came_s if served is None else min(served.received_s, draft.came_s)
     left_s = life.ended_s if life.reason == "cancelled" else None
-    plain = draft.prompt[BLOCK_TOKENS - 1 :: BLOCK_TOKENS]
-    num_public = entry.num_public_tokens // BLOCK_TOKENS
-    space = entry.namespace.hex()
-    blocks = tuple(
-        name if place < num_public or not space else f"{space}:{name}" for place, name in enumerate(plain)
-    )
     row = Row(
         arrival_s=came_s,
-        prompt_tokens=len(draft.prompt),
+        prompt_tokens=len(draft.spelled.prompt),
         output_tokens=wanted,
-        blocks=blocks,
+        spelled=draft.spelled,
         client=entry.client,
         priority=entry.priority,
         cancel_after_s=None if left_s is None else max(left_s - came_s, 0.0),
     )
     if not is_whole:
-        return Came(entry.request_id, row, plain, None, None, None)
+        return Came(entry.request_id, row, None, None, None)
     tokens_s = draft.tokens_s
     is_known = len(tokens_s) >= num_tokens
     first_s = tokens_s[0] if tokens_s and is_known else None
@@ -115,7 +111,7 @@ def _came(draft: _Draft, served: Served | None) -> Came:
     sent_s = last_s
     if served is not None and served.first_s and served.ended is None:
         first_s, sent_s = served.first_s, served.sent_s
-    return Came(entry.request_id, row, plain, *_took(came_s, first_s, last_s, sent_s, num_tokens), gap_s)
+    return Came(entry.request_id, row, *_took(came_s, first_s, last_s, sent_s, num_tokens), gap_s)
 
 
 def _took(
@@ -138,9 +134,9 @@ def _elsewhere(served: Served) -> Came:
         client=served.tenant,
     )
     if served.ended is not None or not served.first_s:
-        return Came(served.request_id, row, (), None, None, None)
+        return Came(served.request_id, row, None, None, None)
     took = _took(served.received_s, served.first_s, served.last_s, served.sent_s, served.output_tokens)
-    return Came(served.request_id, row, (), *took)
+    return Came(served.request_id, row, *took)
 
 
 def busiest(came: list[Came], most: int) -> list[Came]:
@@ -164,7 +160,10 @@ def workload(came: list[Came], *, is_public: bool = False) -> Workload:
     first_s = came[0].row.arrival_s if came else 0.0
     rows = [replace(one.row, arrival_s=one.row.arrival_s - first_s) for one in came]
     if is_public:
-        rows = [replace(row, blocks=one.plain) for row, one in zip(rows, came, strict=True)]
+        rows = [
+            row if row.spelled is None else replace(row, spelled=replace(row.spelled, space=""))
+            for row in rows
+        ]
     return Replay(Trace("recording", tuple(rows)))
 
 

@@ -8,6 +8,7 @@ call is the recorded one, and every step is, to the last block id.
 from __future__ import annotations
 
 import hashlib
+from array import array
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -30,8 +31,9 @@ from octavo.obs.flight import (
     Submitted,
 )
 from octavo.obs.replay import Diverged, Player, Prompts
+from octavo.sim.spelling import Spelled
 from octavo.sim.timing import Work, work_of
-from octavo.sim.traces import BLOCK_TOKENS, Row, Trace
+from octavo.sim.traces import Row, Trace
 
 FROM_OUTSIDE = (Submitted, Cancelled, Closed, Pinned, CacheReset, Costed)
 WHILE_COMMITTING = (Closed, Advanced)
@@ -185,10 +187,10 @@ def digests(steps: Iterable[Step]) -> list[str]:
 def recorded_trace(entries: Sequence[EngineEntry]) -> Trace:
     """The requests of a recording as a trace, to be sent again to another deployment; refused ones are left out.
 
-    Names of a recording stand for everything up to them, so the last one of a block names its whole prefix. Choices of
-    one request count as one, the longest. A request whose output had not ended when the recording did is left out.
+    What is shared stays shared: beginnings of prompts, and earlier answers that prompts go on after. Choices of one
+    request count as one, the longest. A request whose output had not ended when the recording did is left out.
     """
-    lengths = _lengths(entries)
+    lengths, outputs = _lengths(entries), outputs_of(entries)
     cancelled = {
         entry.request_id: entry.now_s for entry in entries if isinstance(entry, Cancelled) and entry.ended
     }
@@ -207,7 +209,7 @@ def recorded_trace(entries: Sequence[EngineEntry]) -> Trace:
                 arrival_s=entry.now_s,
                 prompt_tokens=len(prompt),
                 output_tokens=output,
-                blocks=prompt[BLOCK_TOKENS - 1 :: BLOCK_TOKENS],
+                spelled=spelled_of(entry, prompt, outputs.get(entry.seq_id, array("I"))),
                 client=entry.client,
                 priority=entry.priority,
                 cancel_after_s=None if left_s is None else max(left_s - entry.now_s, 0.0),
@@ -217,6 +219,24 @@ def recorded_trace(entries: Sequence[EngineEntry]) -> Trace:
         raise LoadError("the recording holds no request with an output")
     rows.sort(key=lambda row: row.arrival_s)
     return Trace("recording", tuple(rows), num_without).from_zero()
+
+
+def spelled_of(entry: Submitted, prompt: Sequence[int], output: array[int]) -> Spelled:
+    return Spelled(array("I", prompt), output, entry.namespace.hex(), entry.num_public_tokens)
+
+
+def outputs_of(entries: Sequence[EngineEntry]) -> dict[int, array[int]]:
+    """Names of the output of the longest choice, by the first sequence of its request; of those that have ended."""
+    first_of: dict[int, int] = {}
+    found: dict[int, array[int]] = {}
+    for entry in entries:
+        if isinstance(entry, Committed | Advanced):
+            for parent, child in entry.forks:
+                first_of[child] = first_of.get(parent, parent)
+        elif isinstance(entry, Drawn):
+            first = first_of.get(entry.seq_id, entry.seq_id)
+            found[first] = max(found.get(first, array("I")), array("I", entry.names), key=len)
+    return found
 
 
 def _lengths(entries: Sequence[EngineEntry]) -> dict[int, int]:

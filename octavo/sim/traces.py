@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from octavo.errors import ConfigError
+from octavo.sim.spelling import Spelled, Spelling
 from octavo.sim.timing import NS_PER_S
 from octavo.sim.workload import Job, Piece, TokenSpace
 
@@ -37,13 +38,18 @@ Fields = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One request of a trace. `blocks` name its leading blocks of `block_tokens` tokens; what is left is its own."""
+    """One request of a trace.
+
+    blocks   name its leading blocks of `block_tokens` tokens; what is left is its own
+    spelled  names of all its tokens, in place of `blocks`; see `spelling.py`
+    """
 
     arrival_s: float
     prompt_tokens: int
     output_tokens: int
     blocks: tuple[int | str, ...] = ()
     block_tokens: int = BLOCK_TOKENS
+    spelled: Spelled | None = None
     client: str = ""
     priority: int = 0
     cancel_after_s: float | None = None
@@ -84,18 +90,24 @@ class Replay:
         self._rows = trace.rows[:num_requests]
         self._speed = speed
         self._space = TokenSpace()  # begun anew by `arrivals`
+        self._spelling = Spelling(self._space)
         self.follows = False
-        self.shares = any(row.blocks for row in self._rows)
+        self.shares = any(row.blocks or row.spelled for row in self._rows)
 
     def arrivals(self) -> Iterator[Job]:
         self._space = TokenSpace()
+        self._spelling = Spelling(self._space)
         for number, row in enumerate(self._rows):
             leaves_s = row.cancel_after_s
+            if row.spelled is None:
+                prompt, output = self._prompt(row), self._space.take(row.output_tokens)
+            else:
+                prompt, output = self._spelling.pieces(row.spelled, row.output_tokens)
             yield Job(
                 number=number,
                 at_ns=round(row.arrival_s / self._speed * NS_PER_S),
-                prompt=self._prompt(row),
-                output=self._space.take(row.output_tokens),
+                prompt=prompt,
+                output=output,
                 client=row.client,
                 priority=row.priority,
                 cancel_after_ns=None if leaves_s is None else round(leaves_s * NS_PER_S),

@@ -174,8 +174,8 @@ def test_changes_cost_something_that_is_known():
 def test_prefixes_of_different_namespaces_stay_apart_unless_they_are_made_public():
     came = arrivals(figures("private-prefixes"))
     first, second = came[0], next(one for one in came if one.row.client != came[0].row.client)
-    assert not set(first.row.blocks) & set(second.row.blocks)
-    assert first.plain[:256] == second.plain[:256]
+    assert first.row.spelled.space != second.row.spelled.space
+    assert first.row.spelled.prompt[:4096] == second.row.spelled.prompt[:4096]
     apart, public = (list(workload(came, is_public=value).arrivals()) for value in (False, True))
     assert apart[0].prompt[0] != public[1].prompt[0]
     assert public[0].prompt[0][0] == public[1].prompt[0][0]

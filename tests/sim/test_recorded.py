@@ -13,10 +13,14 @@ from octavo import SamplingParams
 from octavo.core.limits import Limits
 from octavo.core.step import Step
 from octavo.errors import LoadError
-from octavo.obs.flight import Committed, EngineEntry, Opened, Submitted
+from octavo.obs import ring
+from octavo.obs.flight import Committed, EngineEntry, Opened, Planned, Submitted
 from octavo.obs.recorder import RecordedScheduler, opening
 from octavo.obs.replay import Diverged, read
 from octavo.sim.recorded import Rehearsal, digests, recorded_trace
+from octavo.sim.timing import Linear, Timing
+from octavo.sim.traces import Replay
+from octavo.sim.world import Deployment, simulate
 from tests.engine.tiny import engine, write_checkpoint
 
 COMMON = [(i * 11) % 240 for i in range(30)]
@@ -144,10 +148,35 @@ def test_a_recording_is_a_trace(tiny: Path) -> None:
     assert by_prompt[60].output_tokens == 25
     assert by_prompt[60].cancel_after_s is None
     assert by_prompt[50].cancel_after_s is not None
-    longer, shorter = by_prompt[33].blocks, by_prompt[30].blocks
-    assert (len(longer), len(shorter)) == (2, 1)
-    assert longer[0] == shorter[0]
-    assert longer[1] != by_prompt[60].blocks[1]
+    jobs = {job.num_prompt_tokens: job.tokens() for job in Replay(trace).arrivals()}
+    assert jobs[33][:30] == jobs[30]
+    assert jobs[60][0] == jobs[30][0], "both begin with token 0"
+    assert not set(jobs[60][1:]) & set(jobs[33])
+
+
+def test_a_trace_finds_earlier_answers_in_the_cache_as_the_engine_did(tiny: Path) -> None:
+    """Conversations that begin with one system prompt, each turn sending all before it; one turn is sent twice."""
+    system = [(i * 13) % 240 for i in range(32)]
+    with engine(tiny, block_size=16, num_kv_blocks=129, max_model_len=256) as llm:
+        for chat in range(2):
+            said = [*system, *(chat * 100 + i for i in range(5))]
+            for turn in range(4):
+                count = 6 + 7 * turn + chat
+                params = SamplingParams(temperature=0.0, max_tokens=count, ignore_eos=True)
+                (output,) = llm.generate(said, params)
+                if turn == 2:
+                    llm.generate(said, params)
+                said = [*said, *output.outputs[0].token_ids, *(200 + turn + i for i in range(9))]
+        llm.generate([*said[:40], 7, 7, 7], GREEDY)
+        entries = read(ring.records(bytes(llm.built.trail)))
+    found = [cached for entry in entries if isinstance(entry, Planned) for _, cached, _ in entry.began]
+    assert len(found) == 11
+    assert found[:5] == [0, 32, 64, 73, 80]
+    opened = entries[0]
+    assert isinstance(opened, Opened)
+    quick = Timing(model=Linear(overhead_s=1e-7))
+    outcome = simulate(Deployment(limits=opened.limits, timing=quick), Replay(recorded_trace(entries)))
+    assert [one.num_cached_tokens for one in outcome.served] == found
 
 
 def test_digests_part_where_steps_do() -> None:
