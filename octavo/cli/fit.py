@@ -2,6 +2,7 @@
 
 octavo fit RUNS.csv                                   L(N, D) from columns params, tokens, loss
 octavo fit RUNS.csv --budget 5.76e23 --plot fit.svg   the optimum of a budget, with charts
+octavo fit RUNS.csv --html fit.html                   all of it as one page
 octavo fit RUNS.csv --law power-params                a law of one variable
 octavo fit RUNS.csv --drop-outliers 5 --json          without the five highest losses
 
@@ -11,6 +12,8 @@ A flop column may stand for params or for tokens: C = 6 N D. Names of other colu
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,6 +45,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--budget", type=amount, metavar="FLOPS", help="advice for so many training FLOPs")
     parser.add_argument("--experts", type=float, help="number of experts to advise for, with --law moe")
     parser.add_argument("--plot", type=Path, metavar="OUT.svg", help="charts; needs octavo[plan]")
+    parser.add_argument(
+        "--html", type=Path, metavar="FILE", help="a page with charts; needs nothing else to be looked at"
+    )
     output.add_json(parser)
 
 
@@ -62,10 +68,9 @@ def run(args: argparse.Namespace) -> int:
     )
     told = fit_report.report(read(args.runs, args.columns), choices)
     if args.plot is not None:
-        try:
-            args.plot.write_text(fit_charts.draw(told), encoding="utf-8")
-        except OSError as error:
-            raise ConfigError(f"{args.plot} cannot be written: {error.strerror}") from error
+        _write(args.plot, fit_charts.draw(told))
+    if args.html is not None:
+        _write(args.html, page(told, fit_charts.draw(told), f"Octavo fit: {args.runs.name}"))
     if args.json:
         from octavo.cli.fit_results import as_json
 
@@ -96,6 +101,13 @@ def read(path: Path, columns: list[str]) -> Runs:
         ) from error
 
 
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written: {error.strerror}") from error
+
+
 def _drop(text: str) -> int | str:
     if text == "auto":
         return text
@@ -105,27 +117,64 @@ def _drop(text: str) -> int | str:
 
 
 def _print(told: Report) -> None:
-    fitted = told.fitted
-    dropped = f", {told.dropped} left out" if told.dropped else ""
-    print(
-        f"{fitted.form.formula}\n{len(fitted.runs)} runs{dropped}; root mean square of log residuals {fitted.rms:.4f}\n"
-    )
+    print("\n".join(head(told)) + "\n")
     print_figures("constant", told.constants, told.choices.level, "{:.5g}")
-    for name, (low, high) in told.profiles.items():
-        print(f"{name} by its profile: {low:.4g} to {high:.4g}")
+    print("".join(f"{line}\n" for line in profiles(told)), end="")
     if told.advice:
         print(f"\nfor {told.choices.flop:.4g} FLOPs:")
         print_figures("", told.advice, told.choices.level)
     print()
-    _print_runs(told)
-    _print_others(told)
+    print("\n".join((*about_runs(told), *other_approaches(told))))
     for warning in told.warnings:
         print(f"warning: {warning}")
 
 
+def page(told: Report, charts: str, title: str) -> str:
+    """The same as one HTML page, with the charts."""
+    from octavo.planner.page import html_figure, html_page, html_table
+
+    level = told.choices.level
+    parts = [
+        *_paragraphs(head(told)),
+        html_table(figure_rows(told.constants, "{:.5g}"), figure_columns("constant", level)),
+        *_paragraphs(profiles(told)),
+    ]
+    if told.advice:
+        title_of = f"for {told.choices.flop:.4g} FLOPs"
+        parts.append(html_table(figure_rows(told.advice), figure_columns(title_of, level)))
+    parts.append(html_figure(charts, "Losses and the law, runs of equal compute, residuals; outliers ringed"))
+    parts += _paragraphs((*about_runs(told), *other_approaches(told)))
+    parts += _paragraphs(f"warning: {warning}" for warning in told.warnings)
+    return html_page(title, "".join(parts))
+
+
+def _paragraphs(lines: Iterable[str]) -> list[str]:
+    return [f"<p>{escape(line.strip())}</p>" for line in lines]
+
+
+def head(told: Report) -> list[str]:
+    fitted = told.fitted
+    dropped = f", {told.dropped} left out" if told.dropped else ""
+    return [
+        fitted.form.formula,
+        f"{len(fitted.runs)} runs{dropped}; root mean square of log residuals {fitted.rms:.4f}",
+    ]
+
+
+def profiles(told: Report) -> list[str]:
+    return [f"{name} by its profile: {low:.4g} to {high:.4g}" for name, (low, high) in told.profiles.items()]
+
+
 def print_figures(title: str, figures: dict[str, Figure], level: float, form: str | None = None) -> None:
     """A table of values with their errors and the ends of their intervals."""
+    output.print_table(figure_columns(title, level), figure_rows(figures, form), right=[1, 2, 3, 4])
 
+
+def figure_columns(title: str, level: float) -> tuple[str, ...]:
+    return title, "value", "std. error", f"{(1 - level) / 2:.1%}", f"{(1 + level) / 2:.1%}"
+
+
+def figure_rows(figures: dict[str, Figure], form: str | None = None) -> list[tuple[str, ...]]:
     def text(name: str, value: float | None) -> str:
         if value is None:
             return "-"
@@ -133,34 +182,32 @@ def print_figures(title: str, figures: dict[str, Figure], level: float, form: st
             return form.format(value)
         return f"{value:.4f}" if name == "loss" else short(value)
 
-    rows = [
+    return [
         (name, *(text(name, value) for value in (one.value, one.error, one.low, one.high)))
         for name, one in figures.items()
     ]
-    columns = [title, "value", "std. error", f"{(1 - level) / 2:.1%}", f"{(1 + level) / 2:.1%}"]
-    output.print_table(columns, rows, right=[1, 2, 3, 4])
 
 
-def _print_runs(told: Report) -> None:
+def about_runs(told: Report) -> list[str]:
     """Which runs decide the fit, and which do not belong to it."""
     rows = told.fitted.runs.row_numbers
-    for one, name, moves in told.influences:
-        print(
-            f"without row {rows[one.run]} {name} moves by {moves:+.2f} standard errors to {one.without[name]:.4g}"
-        )
+    lines = [
+        f"without row {rows[one.run]} {name} moves by {moves:+.2f} standard errors to {one.without[name]:.4g}"
+        for one, name, moves in told.influences
+    ]
     if told.outlying:
         names = ", ".join(str(rows[run]) for run in told.outlying[:8])
         more = f" and {len(told.outlying) - 8} more" if len(told.outlying) > 8 else ""
-        print(f"far off the fit: rows {names}{more}")
+        lines.append(f"far off the fit: rows {names}{more}")
         if told.cleaned is not None:
             constants = ", ".join(f"{name} {value:.4g}" for name, value in told.cleaned.constants().items())
-            print(f"  without them and what then lies far off: {constants}")
+            lines.append(f"  without them and what then lies far off: {constants}")
+    return lines
 
 
-def _print_others(told: Report) -> None:
-    """The other two approaches."""
+def other_approaches(told: Report) -> list[str]:
     if isinstance(told.parabolas, str):
-        print(f"IsoFLOP parabolas: none; {told.parabolas}")
+        lines = [f"IsoFLOP parabolas: none; {told.parabolas}"]
     else:
         trend = told.parabolas
         bias = (
@@ -168,8 +215,7 @@ def _print_others(told: Report) -> None:
             if told.parabola_bias is None
             else f"; by themselves they would put N* at {told.parabola_bias:.3f} of it"
         )
-        print(f"IsoFLOP parabolas: N* ~ C^{trend.exponent:.3f} from {trend.num_points} budgets{bias}")
+        lines = [f"IsoFLOP parabolas: N* ~ C^{trend.exponent:.3f} from {trend.num_points} budgets{bias}"]
     if isinstance(told.envelope, str):
-        print(f"envelope: none; {told.envelope}")
-    else:
-        print(f"envelope: N* ~ C^{told.envelope.trend.exponent:.3f}")
+        return [*lines, f"envelope: none; {told.envelope}"]
+    return [*lines, f"envelope: N* ~ C^{told.envelope.trend.exponent:.3f}"]

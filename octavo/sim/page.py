@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import io
-import re
 from collections.abc import Callable, Sequence
-from html import escape
 from typing import Any
 
 from octavo.errors import ConfigError
+from octavo.planner.page import html_figure, html_page, html_table
 from octavo.sim.report import Line, lines
 from octavo.sim.timing import NS_PER_S
 from octavo.sim.world import Outcome
 from octavo.units import format_seconds
-
-_STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#1b1b1b}
-table{border-collapse:collapse;margin:1rem 0}td,th{padding:.2rem .8rem;border-bottom:1px solid #ddd;text-align:right}
-td:first-child,th:first-child{text-align:left}figure{margin:1.5rem 0}svg{max-width:100%;height:auto}
-figcaption{color:#555}"""
 
 
 def page(outcome: Outcome, document: dict[str, Any], title: str) -> str:
@@ -34,34 +28,24 @@ def page(outcome: Outcome, document: dict[str, Any], title: str) -> str:
         ("KV blocks in use", _over_time(outcome, 2)),
         ("Sequences waiting", _over_time(outcome, 3)),
     ]
-    body = "".join(
-        f"<figure>{svg}<figcaption>{escape(text)}</figcaption></figure>" for text, svg in figures if svg
-    )
-    return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
-        f"<style>{_STYLE}</style></head><body><h1>{escape(title)}</h1>{_tables(document)}{body}</body></html>\n"
-    )
+    drawn = "".join(html_figure(svg, text) for text, svg in figures if svg)
+    return html_page(title, _tables(document) + drawn)
 
 
 def _tables(document: dict[str, Any]) -> str:
     columns = ("mean", "p50", "p90", "p95", "p99", "max")
-    head = "".join(f"<th>{name}</th>" for name in ("", *columns))
-    rows = []
-    for name, text in (
-        ("ttft_s", "first token"),
-        ("tpot_s", "per output token"),
-        ("itl_s", "between tokens"),
-        ("e2e_s", "end to end"),
-        ("queue_s", "queue"),
-    ):
-        spread = document[name]
-        if spread is not None:
-            cells = "".join(f"<td>{format_seconds(spread[column])}</td>" for column in columns)
-            rows.append(f"<tr><td>{text}</td>{cells}</tr>")
-    facts = "".join(
-        f"<tr><td>{escape(name)}</td><td>{escape(value)}</td></tr>" for name, value in facts_of(document)
-    )
-    return f"<table><tr>{head}</tr>{''.join(rows)}</table><table>{facts}</table>"
+    rows = [
+        (text, *(format_seconds(spread[column]) for column in columns))
+        for name, text in (
+            ("ttft_s", "first token"),
+            ("tpot_s", "per output token"),
+            ("itl_s", "between tokens"),
+            ("e2e_s", "end to end"),
+            ("queue_s", "queue"),
+        )
+        if (spread := document[name]) is not None
+    ]
+    return html_table(rows, ("", *columns)) + html_table(facts_of(document))
 
 
 def facts_of(document: dict[str, Any]) -> list[tuple[str, str]]:
@@ -147,5 +131,4 @@ def _svg(draw: Callable[[Any], None], salt: str) -> str:
         draw(axes)
         written = io.StringIO()
         figure.savefig(written, format="svg", metadata={"Date": None, "Creator": None})
-    text = written.getvalue()
-    return re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
+    return written.getvalue()

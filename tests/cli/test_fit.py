@@ -119,6 +119,26 @@ def test_experts(tmp_path, capsys):
     assert "add --experts" in capsys.readouterr().err
 
 
+def test_a_page_that_fetches_nothing(tmp_path, capsys):
+    path, out = table(tmp_path / "runs.csv", spoilt=(9,)), tmp_path / "fit.html"
+    flags = ["--bootstrap", "30", "--budget", "1e22", "--html"]
+    assert main(["fit", str(path), *flags, str(out)]) == 0
+    printed, text = capsys.readouterr().out, out.read_text()
+    assert text.count("<svg") == 1
+    for elsewhere in ('src="http', 'href="http', "@import", "<script", "<metadata"):
+        assert elsewhere not in text
+    for line in printed.splitlines():
+        if line.startswith(("warning:", "far off the fit", "IsoFLOP", "alpha by its profile")):
+            assert f"<p>{line}</p>" in text
+    alpha = next(line for line in printed.splitlines() if line.startswith("alpha "))
+    assert "".join(f"<td>{cell}</td>" for cell in alpha.split()) in text
+    assert "<td>tokens_per_param</td>" in text
+    assert main(["fit", str(path), *flags, str(out)]) == 0
+    assert out.read_text() == text
+    assert main(["fit", str(path), "--html", str(tmp_path / "none" / "fit.html")]) == 2
+    assert "cannot be written" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("law", ["chinchilla", "power-params", "kaplan"])
 def test_charts(tmp_path, capsys, law):
     path, out = table(tmp_path / "runs.csv", spoilt=(9,)), tmp_path / "fit.svg"
