@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import time
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
+import octavo
 from octavo.codec.chat import chat_prompt
 from octavo.codec.tokenizer import Tokenizer
-from octavo.config import EngineConfig
+from octavo.config import KNOBS, EngineConfig
 from octavo.core.sequence import SamplingParams
 from octavo.engine.build import Built, build
 from octavo.engine.outputs import Embedding, EmbeddingOutput, RequestEnded, RequestOutput, Update
-from octavo.errors import Bug, RequestError
+from octavo.errors import Bug, ConfigError, RequestError
+from octavo.obs import recording, ring
+from octavo.obs.flight import Saved, Section
 from octavo.units import parse_bytes
 
 Prompt = str | Sequence[int] | Mapping[str, Any]
@@ -171,6 +175,27 @@ class LLM:
             self.tokenizer, messages, add_generation_prompt, template=chat_template, now=datetime.now()
         )
         return self.tokenizer.encode(text, add_special_tokens=False)
+
+    def save_recording(self, path: str | Path) -> int:
+        """Write down what this engine remembers of its work, for `octavo explain`. Returns the file's bytes.
+
+        path  a file that only its owner may read; there is no text in it, and no tokens are
+
+        Raises ConfigError where it cannot be written.
+        """
+        path, planned = Path(path), self.built.plan
+        settings = {
+            knob.name: str(getattr(getattr(planned.config, knob.section), knob.name))
+            for knob in KNOBS
+            if knob.section != "server" and not knob.secret
+        }
+        why, name = "its owner asked for it", planned.location.name
+        saved = Saved(octavo.__version__, time.time(), time.monotonic(), why, name, settings)
+        trail = ring.records(bytes(self.built.trail))
+        try:
+            return recording.write(path, saved, [(Section("engine"), trail)])
+        except OSError as error:
+            raise ConfigError(f"the recording {path} cannot be written: {error.strerror}") from error
 
     def close(self) -> None:
         """Stop the engine's thread and let go of its memory."""

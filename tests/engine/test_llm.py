@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,12 @@ import pytest
 
 import octavo
 from octavo import LLM, SamplingParams
+from octavo.cli.main import main
 from octavo.config import EngineConfig
 from octavo.engine.outputs import ChoiceEnded, Delta, RequestEnded, RequestOutput
 from octavo.errors import ConfigError, LoadError, PromptTooLong, RequestError, Unsupported
+from octavo.obs import recording
+from octavo.obs.flight import Submitted
 from tests.engine.tiny import ASSISTANT, END, VOCAB, engine
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=6, ignore_eos=True)
@@ -542,3 +546,30 @@ def test_seed_zero_is_a_seed(llm: LLM) -> None:
     first, second = (one(llm.generate([9, 8, 7], params)) for _ in range(2))
     assert first.metrics.seed == 0
     assert first.outputs[0].token_ids == second.outputs[0].token_ids
+
+
+# -- recordings -------------------------------------------------------------------------------------------------
+
+
+def test_what_it_did_can_be_saved_and_explained(
+    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "mine.recording"
+    with engine(tiny, max_num_seqs=5) as made:
+        prompts = [[number, *range(30 + number)] for number in range(12)]
+        made.generate(prompts, GREEDY)
+        num_bytes = made.save_recording(path)
+        with pytest.raises(ConfigError, match="cannot be written: No such file"):
+            made.save_recording(tmp_path / "nowhere" / "mine.recording")
+    assert num_bytes == path.stat().st_size
+    assert path.stat().st_mode & 0o077 == 0
+    read = recording.read(path)
+    assert (read.saved.model, read.saved.settings["max_num_seqs"]) == (tiny.name, "5")
+    (one_engine,) = read.engines
+    sent = [entry for entry in one_engine.entries if isinstance(entry, Submitted)]
+    assert [entry.request_id for entry in sent] == [str(number) for number in range(12)]
+    assert main(["explain", str(path), "--request", "7", "--json"]) == 0
+    (told,) = json.loads(capsys.readouterr().out)
+    assert sum(total["seconds"] for total in told["whole"]["totals"]) == pytest.approx(
+        told["whole"]["seconds"]
+    )
