@@ -10,7 +10,10 @@ MODEL  ?=
 # The CPU build of PyTorch, unless the machine has an NVIDIA GPU or TORCH says otherwise.
 TORCH  ?= torch==2.13.0
 
-.PHONY: install serve test test-slow check bench bench-peers clean
+# Triton for the kernels' tests on machines without a GPU: beside the environment, because an install there has none.
+TRITON ?= triton>=3.4
+
+.PHONY: install serve test test-slow test-triton check bench bench-peers clean
 
 install: $(VENV)/installed
 
@@ -29,6 +32,13 @@ test: check
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow
+
+test-triton: install build/triton/installed
+	PYTHONPATH=build/triton $(BIN)/python -m pytest -m "slow or not slow" tests/kernels/test_triton.py
+
+build/triton/installed:
+	$(BIN)/python -m pip install --quiet --no-deps --target build/triton "$(TRITON)"
+	touch $@
 
 check: install
 	$(BIN)/ruff check .

@@ -1,8 +1,11 @@
-"""What the Triton kernels share: when they fit, and how they are imported only where they run."""
+"""What the Triton kernels share: when they fit, how they are imported only where they run, and how they start."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 from importlib import import_module, util
 from typing import Any
 
@@ -14,6 +17,50 @@ DTYPES = (torch.bfloat16, torch.float16)
 HEAD_DIMS = (16, 32, 64, 128, 256)
 MAX_GROUP = 64
 """Query heads that may share a key-value head."""
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """One start of a kernel.
+
+    options  its compile-time constants, `num_warps` and `num_stages` among them
+    """
+
+    kernel: Any
+    grid: tuple[int, ...]
+    arguments: tuple[Any, ...]
+    options: dict[str, Any]
+
+
+_recording: ContextVar[list[Launch] | None] = ContextVar("recording", default=None)
+
+
+def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) -> None:
+    """Start a kernel. The only place that does, so that `recorded` sees every configuration there is.
+
+    Products and sums are rounded apart unless a kernel says `fma`: what a compiler fuses may differ between two kernels
+    that must agree bit for bit, and between its versions.
+    """
+    options["enable_fp_fusion"] = False
+    launches = _recording.get()
+    if launches is None:
+        kernel[grid](*arguments, **options)
+    else:
+        launches.append(Launch(kernel, grid, arguments, options))
+
+
+@contextmanager
+def recorded() -> Iterator[list[Launch]]:
+    """Within, kernels are noted instead of started, in order; what they should have written holds anything.
+
+    Ops may then be called on tensors without memory (device "meta"), of any size.
+    """
+    launches: list[Launch] = []
+    token = _recording.set(launches)
+    try:
+        yield launches
+    finally:
+        _recording.reset(token)
 
 
 def lazily(module: str, name: str) -> Callable[..., Any]:

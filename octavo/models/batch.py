@@ -18,6 +18,8 @@ class Batch:
     starts     [S] int32     position of the first token of each sequence in this step
     counts     [S] int32     tokens of each sequence in this step, at least 1; their sum is T
 
+    num_positions          at least the sum of starts and counts, or None where nobody counted
+
     Sequence s owns rows sum(counts[:s]) .. sum(counts[:s + 1]) - 1. All on the model's device.
     """
 
@@ -27,3 +29,9 @@ class Batch:
     tables: Tensor
     starts: Tensor
     counts: Tensor
+    num_positions: int | None = None
+
+    @property
+    def only_decodes(self) -> bool:
+        """Whether every sequence has one token in this step."""
+        return len(self.tokens) == len(self.counts)

@@ -14,17 +14,18 @@ from octavo.models.ops import Linear, Ops
 class Attention:
     """Self-attention of one layer.
 
+    qkv             queries, keys and values in one product, beneath one another
     q_norm, k_norm  [D] weights where heads are normalised, else None
     window          a row at position p sees positions above p - window; None sees all
     """
 
     ops: Ops
-    q: Linear
-    k: Linear
-    v: Linear
+    qkv: Linear
     o: Linear
     q_norm: Tensor | None
     k_norm: Tensor | None
+    num_heads: int
+    num_kv_heads: int
     head_dim: int
     norm_eps: float
     window: int | None
@@ -36,32 +37,37 @@ class Attention:
         blocks  [B, 2, P, K, D], this layer's
         """
         num_rows = x.shape[0]
-        q = self.q(x).view(num_rows, -1, self.head_dim)
-        k = self.k(x).view(num_rows, -1, self.head_dim)
-        v = self.v(x).view(num_rows, -1, self.head_dim)
-        if self.ops.head_norm is not None:
-            q = self.ops.head_norm(q, self.q_norm, self.norm_eps)
-            k = self.ops.head_norm(k, self.k_norm, self.norm_eps)
-        q, k = self.ops.rotate(q, k, *angles)
-        self.ops.write_kv(blocks, k, v, batch.slots)
+        heads = self.qkv(x).view(num_rows, -1, self.head_dim)
+        q, k, v = heads.split([self.num_heads, self.num_kv_heads, self.num_kv_heads], dim=1)
+        q = self.ops.rotate_and_write(
+            q, k, v, *angles, blocks, batch.slots, self.q_norm, self.k_norm, self.norm_eps
+        )
         mixed = self.ops.paged_attention(
-            q, blocks, batch.tables, batch.starts, batch.counts, self.head_dim**-0.5, self.window
+            q,
+            blocks,
+            batch.tables,
+            batch.starts,
+            batch.counts,
+            self.head_dim**-0.5,
+            self.window,
+            batch.only_decodes,
+            batch.num_positions,
         )
         return self.o(mixed.view(num_rows, -1))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mlp:
-    """down(silu(gate(x)) * up(x))."""
+    """down(silu(gate(x)) * up(x)); gate and up in one product, beneath one another."""
 
     ops: Ops
-    gate: Linear
-    up: Linear
+    gate_up: Linear
     down: Linear
 
     def __call__(self, x: Tensor) -> Tensor:
         """[T, E] to [T, E]."""
-        return self.down(self.ops.silu_mul(self.gate(x), self.up(x)))
+        gate, up = self.gate_up(x).chunk(2, dim=1)
+        return self.down(self.ops.silu_mul(gate, up))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from octavo.arch import DTYPE_BYTES, Arch
-from octavo.errors import ConfigError, LoadError
+from octavo.errors import Bug, ConfigError, LoadError
 from octavo.kernels import native, rope
 from octavo.kv.layout import PANEL
 from octavo.models.checkpoint import Checkpoint, check_dtypes, stored_dtype
@@ -150,20 +150,34 @@ class _Builder:
     def optional(self, weight: Weight | None) -> Tensor | None:
         return None if weight is None else self.tensor(weight)
 
-    def linear(self, part: Projection) -> Linear:
-        return self.ops.linear(self.tensor(part.weight), self.optional(part.bias))
+    def linear(self, *parts: Projection) -> Linear:
+        """Projections of one input beneath one another: each is read into its own rows of one weight."""
+        weight = self.stacked([part.weight for part in parts])
+        biases = [part.bias for part in parts if part.bias is not None]
+        if not biases:
+            return self.ops.linear(weight)
+        if len(biases) == len(parts):
+            return self.ops.linear(weight, self.stacked(biases))
+        raise Bug(f"of {parts[0].weight.name} and those beneath it only some have a bias")
+
+    def stacked(self, weights: Sequence[Weight]) -> Tensor:
+        num_rows = [weight.shape[0] for weight in weights]
+        whole = torch.empty(sum(num_rows), *weights[0].shape[1:], dtype=self.dtype, device=self.device)
+        for weight, rows in zip(weights, whole.split(num_rows), strict=True):
+            self.digests[weight.name] = self.source.fill(weight.name, rows)
+        return whole
 
     def layer(self, arch: Arch, part: LayerParts, window: int | None) -> Layer:
         return Layer(
             attention_norm=self.tensor(part.attention_norm),
             attention=Attention(
                 ops=self.ops,
-                q=self.linear(part.q),
-                k=self.linear(part.k),
-                v=self.linear(part.v),
+                qkv=self.linear(part.q, part.k, part.v),
                 o=self.linear(part.o),
                 q_norm=self.optional(part.q_norm),
                 k_norm=self.optional(part.k_norm),
+                num_heads=arch.num_heads,
+                num_kv_heads=arch.num_kv_heads,
                 head_dim=arch.head_dim,
                 norm_eps=arch.norm_eps,
                 window=window,
@@ -171,8 +185,7 @@ class _Builder:
             mlp_norm=self.tensor(part.mlp_norm),
             mlp=Mlp(
                 ops=self.ops,
-                gate=self.linear(part.gate),
-                up=self.linear(part.up),
+                gate_up=self.linear(part.gate, part.up),
                 down=self.linear(part.down),
             ),
         )

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from octavo.arch import Arch
-from octavo.kernels import activation, attention, embedding, kv_store, linear, norm, rope
+from octavo.kernels import activation, attention, embedding, linear, norm, rope
 from octavo.kernels.choose import Impl, Need, choose
 
 
@@ -19,6 +19,13 @@ class Decision(NamedTuple):
     op: str
     impl: str
     passed_over: tuple[str, ...]
+
+
+def decisions_of(arch: Arch, dtype: torch.dtype, device: torch.device) -> list[Decision]:
+    """What `Ops` decides, and for the products of a layer; needs neither weights nor the device."""
+    ops = Ops(arch, dtype, device)
+    ops.choose_linear(arch.ffn_size, arch.hidden_size)
+    return ops.decisions
 
 
 class Linear:
@@ -49,22 +56,20 @@ class Ops:
         hidden = {"E": arch.hidden_size}
         self.embed = self._pick("embed", embedding.IMPLS, {**hidden, "V": arch.vocab_size}).run
         self.rms_norm = self._pick("rms_norm", norm.IMPLS, hidden).run
-        self.head_norm = (
-            self._pick("rms_norm", norm.IMPLS, {"E": arch.head_dim}).run if arch.qk_norm else None
-        )
         self.add_rms_norm = self._pick("add_rms_norm", norm.IMPLS, hidden).run
         self.tables = self._pick("tables", rope.IMPLS, heads).run
-        self.rotate = self._pick("rotate", rope.IMPLS, heads).run
-        self.write_kv = self._pick("write_kv", kv_store.IMPLS, heads).run
+        self.rotate_and_write = self._pick("rotate_and_write", rope.IMPLS, heads).run
         self.paged_attention = self._pick("paged_attention", attention.IMPLS, heads).run
         self.silu_mul = self._pick("silu_mul", activation.IMPLS, {"F": arch.ffn_size}).run
 
     def linear(self, weight: Tensor, bias: Tensor | None = None) -> Linear:
         """Hand a weight [O, I] and a bias [O] to the kernel that fits; it may keep or repack them."""
-        out_size, in_size = weight.shape
-        impl = self._pick("linear", linear.IMPLS, {"O": out_size, "I": in_size})
+        impl = self.choose_linear(*weight.shape)
         assert impl.pack is not None, "a linear kernel packs its weight"
         return Linear(impl.run, impl.pack(weight, bias))
+
+    def choose_linear(self, out_size: int, in_size: int) -> Impl:
+        return self._pick("linear", linear.IMPLS, {"O": out_size, "I": in_size})
 
     def _pick(self, op: str, impls: tuple[Impl, ...], sizes: dict[str, int]) -> Impl:
         need = Need(device=self._device.type, dtype=self._dtype, sizes=sizes)

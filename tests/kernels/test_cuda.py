@@ -11,8 +11,10 @@ from octavo.kernels.embedding import embed
 from octavo.kernels.kv_store import copy_blocks, write_kv
 from octavo.kernels.linear import linear, pack
 from octavo.kernels.norm import add_rms_norm, rms_norm
-from octavo.kernels.rope import rotate, tables
+from octavo.kernels.rope import rotate, rotate_and_write, tables
 from tests.kernels.dense_attention import dense, page, random_case
+from tests.kernels.heads import EPS, random_heads
+from tests.kernels.heads import check as check_heads
 from tests.kernels.numbers import DTYPES, F32, UNIT, assert_within, same_bits, seeded
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
@@ -56,6 +58,17 @@ def test_row_ops(dtype: torch.dtype) -> None:
     want = x.double() / (1 + (-x.double()).exp()) * y.double()
     assert_within(gated.cpu(), want, want.abs() * (2 * UNIT[dtype] + 6 * F32))
     assert same_bits(embed(torch.tensor([3, 0], device="cuda"), x.cuda()).cpu(), x[[3, 0]])
+
+
+@pytest.mark.parametrize("norms", [False, True])
+def test_rotate_and_write(norms: bool) -> None:
+    case = random_heads(7, 5, 5, 14, 4, torch.bfloat16, norms=norms)
+    blocks = case.blocks().cuda()
+    weights = [None if weight is None else weight.cuda() for weight in (case.q_norm, case.k_norm)]
+    turned = rotate_and_write(
+        *case.split("cuda"), case.cos.cuda(), case.sin.cuda(), blocks, case.slots.cuda(), *weights, EPS
+    )
+    check_heads(case, turned.cpu(), blocks.cpu())
 
 
 def test_rope_and_store() -> None:

@@ -16,6 +16,8 @@ from torch import Tensor
 
 from octavo.kernels import linear
 from tests.kernels.dense_attention import Case, dense, page, random_case
+from tests.kernels.heads import EPS, random_heads
+from tests.kernels.heads import check as check_heads
 from tests.kernels.numbers import F32, UNIT, assert_within, same_bits, seeded
 
 ON_DEVICE = torch.cuda.is_available()
@@ -69,34 +71,31 @@ def test_gate(dtype: torch.dtype) -> None:
     assert_within(got.cpu(), want, want.abs() * (2 * UNIT[dtype] * (1 + UNIT[dtype]) + 6 * F32) + 1e-7)
 
 
+@pytest.mark.parametrize("norms", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("H", "K", "D"), [(6, 2, 20), (4, 4, 64)])
-def test_rotation(H: int, K: int, D: int, dtype: torch.dtype) -> None:
-    packed = seeded(5, (H + 2 * K) * D, seed=1, dtype=dtype)
-    q, k, _ = packed.view(5, -1, D).split([H, K, K], dim=1)
-    inv_freq = torch.tensor([10_000.0 ** (-2 * i / D) for i in range(D // 2)])
-    angles = torch.arange(5)[:, None] * 7 * inv_freq
-    heads = to(packed).view(5, -1, D).split([H, K, K], dim=1)
-    turned = kernels("rope").rotate(heads[0], heads[1], to(angles.cos()), to(angles.sin()))
-    for x, got in zip((q, k), turned, strict=True):
-        pairs = torch.complex(x[..., : D // 2].double(), x[..., D // 2 :].double())
-        turn = pairs * torch.complex(angles.cos().double(), angles.sin().double())[:, None]
-        want = torch.cat((turn.real, turn.imag), dim=-1)
-        assert_within(
-            got.cpu(), want, pairs.abs().repeat(1, 1, 2) * (UNIT[dtype] * (1 + UNIT[dtype]) + 4 * F32)
-        )
+@pytest.mark.parametrize(
+    ("T", "H", "K", "D", "P"), [(1, 1, 1, 2, 1), (5, 6, 2, 20, 3), (7, 5, 5, 64, 16), (3, 9, 3, 128, 5)]
+)
+def test_rotate_and_write(T: int, H: int, K: int, D: int, P: int, dtype: torch.dtype, norms: bool) -> None:
+    case = random_heads(T, H, K, D, P, dtype, norms=norms)
+    blocks = to(case.blocks())
+    weights = [None if weight is None else to(weight) for weight in (case.q_norm, case.k_norm)]
+    turned = kernels("rope").rotate_and_write(
+        *case.split(DEVICE), to(case.cos), to(case.sin), blocks, to(case.slots), *weights, EPS
+    )
+    check_heads(case, turned.cpu(), blocks.cpu())
 
 
-def test_store() -> None:
-    blocks = torch.full((4, 2, 3, 2, 20), torch.nan, dtype=torch.bfloat16)
-    packed = seeded(5, 80, seed=1, dtype=torch.bfloat16)
-    k, v = packed.view(5, 4, 20).split(2, dim=1)
-    slots = torch.tensor([0, 11, 4, 7, 2])
-    got = to(blocks)
-    kernels("kv_store").write_kv(got, *to(packed).view(5, 4, 20).split(2, dim=1), to(slots))
-    for row, slot in enumerate(slots.tolist()):
-        blocks[slot // 3, 0, slot % 3], blocks[slot // 3, 1, slot % 3] = k[row], v[row]
-    assert same_bits(got.cpu(), blocks)
+def test_rows_without_a_place_share_the_null_block() -> None:
+    """Rows that only fill a batch up are all stored in slot 0; the others keep what is theirs."""
+    case = random_heads(3, 2, 1, 16, 4, DTYPES[0], norms=False)
+    alone, padded = to(case.blocks()), to(case.blocks())
+    turn, heads = kernels("rope").rotate_and_write, case.split(DEVICE)
+    want = turn(*heads, to(case.cos), to(case.sin), alone, to(case.slots))
+    longer = [torch.cat((x, x[:2])) for x in (*heads, to(case.cos), to(case.sin))]
+    got = turn(*longer, padded, to(torch.cat((case.slots, torch.zeros(2, dtype=torch.int64)))))
+    assert same_bits(got[:3], want)
+    assert same_bits(padded[1:], alone[1:])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -192,3 +191,23 @@ def test_any_company_gives_the_same_bits() -> None:
             product = kernels("linear").linear(to(x), packed)
             for first, end in ((0, 1), (3, 20), (100, 200), (0, 300), (699, 700)):
                 assert same_bits(kernels("linear").linear(to(x[first:end]), packed), product[first:end])
+
+
+def test_likeliest() -> None:
+    """Several parts, ties over their borders, and rows that are broken; rows with gaps between them."""
+    wide = (8 * seeded(7, 2 * 9000, seed=1)).round() / 8
+    wide[1, 8999], wide[2, 17] = torch.nan, torch.inf
+    wide[3] = -torch.inf
+    wide[4, [5, 4100, 8999]] = 50.0
+    wide[5, :4096] = -torch.inf
+    logits = wide[:, :9000]
+    found = [x.cpu() for x in kernels("sampling").likeliest(to(wide)[:, :9000])]
+    tokens, tops, masses, problems = found
+    assert problems.tolist() == [0, 1, 2, 3, 0, 0, 0]
+    for row in (0, 4, 5, 6):
+        assert int(tokens[row]) == int((logits[row] == logits[row].max()).nonzero()[0])
+        assert float(tops[row]) == float(logits[row].max())
+        want = float((logits[row].double() - logits[row].max()).exp().sum().log())
+        assert abs(float(masses[row]) - want) <= (9000 / 16 + 8) * F32 * max(1.0, want)
+    alone = kernels("sampling").likeliest(to(logits)[4:5])
+    assert all(same_bits(one.cpu(), many[4:5]) for one, many in zip(alone, found, strict=True))

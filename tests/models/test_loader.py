@@ -31,10 +31,15 @@ def held_by(model: TorchModel) -> dict[str, torch.Tensor]:
         prefix = f"model.layers.{i}"
         found[f"{prefix}.input_layernorm.weight"] = layer.attention_norm
         found[f"{prefix}.post_attention_layernorm.weight"] = layer.mlp_norm
-        for name in "qkvo":
-            found[f"{prefix}.self_attn.{name}_proj.weight"] = getattr(layer.attention, name).packed.weight
-        for name in ("gate", "up", "down"):
-            found[f"{prefix}.mlp.{name}_proj.weight"] = getattr(layer.mlp, name).packed.weight
+        q_size, kv_size = (n * model.arch.head_dim for n in (model.arch.num_heads, model.arch.num_kv_heads))
+        qkv = layer.attention.qkv.packed.weight.split([q_size, kv_size, kv_size])
+        for name, weight in zip("qkvo", [*qkv, layer.attention.o.packed.weight], strict=True):
+            found[f"{prefix}.self_attn.{name}_proj.weight"] = weight
+        gate_up = layer.mlp.gate_up.packed.weight.chunk(2)
+        for name, weight in zip(
+            ("gate", "up", "down"), [*gate_up, layer.mlp.down.packed.weight], strict=True
+        ):
+            found[f"{prefix}.mlp.{name}_proj.weight"] = weight
     return found
 
 
@@ -118,7 +123,7 @@ def test_decisions_name_every_op(tmp_path: Path) -> None:
     write_model(tmp_path)
     decisions = load(tmp_path).decisions
     assert [op for op, _, _ in decisions] == [
-        "embed", "rms_norm", "add_rms_norm", "tables", "rotate", "write_kv", "paged_attention", "silu_mul", "linear",
+        "embed", "rms_norm", "add_rms_norm", "tables", "rotate_and_write", "paged_attention", "silu_mul", "linear",
     ]  # fmt: skip
     assert all(impl for _, impl, _ in decisions)
 

@@ -7,6 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from octavo.kernels.triton import launch
+
 BLOCK = 1024
 
 
@@ -20,7 +22,7 @@ def silu_mul(gate: Tensor, up: Tensor) -> Tensor:
     out = torch.empty(num_rows, width, dtype=gate.dtype, device=gate.device)
     if num_rows:
         grid = (num_rows, triton.cdiv(width, BLOCK))
-        _silu_mul[grid](gate, up, out, width, gate.stride(0), up.stride(0), BLOCK=BLOCK)
+        launch(_silu_mul, grid, gate, up, out, width, gate.stride(0), up.stride(0), BLOCK=BLOCK)
     return out
 
 

@@ -17,6 +17,8 @@ def paged_attention(
     counts: Tensor,
     scale: float,
     window: int | None = None,
+    only_decodes: bool = False,
+    num_positions: int | None = None,
 ) -> Tensor:
     """Attention of every row over the cached positions of its sequence, up to its own.
 
@@ -27,12 +29,15 @@ def paged_attention(
     counts  [S] int32        its number of rows, 0 or more; they add up to T
     scale                    multiplies the scores, usually D ** -0.5
     window                   a row at position p sees positions p - window + 1 .. p; None: 0 .. p
+    only_decodes             every count is 1: saves a device from finding that out
+    num_positions            at least the sum of starts and counts: a device takes work space for so many, and for
+                             full tables where it is not told
 
     Of a sequence only positions max(0, start - window + 1) .. start + count - 1 are read; table entries for
     others may be anything, and so may the slots they name (freed blocks, NaN).
 
     Returns a fresh [T, H, D] in q's dtype; sums are taken in float32. Batch invariant: a row's bits depend on
-    nothing but the row and the positions it sees; not on the chunk, the company, the block ids or P. A
+    nothing but the row and the positions it sees; not on the chunk, the company, the block ids, P or the two last. A
     non-finite value at a position makes the rows that see it NaN and leaves all others as they are.
     Raises ValueError when shapes, dtypes or counts do not agree, or H is not a multiple of K; IndexError (on
     the CPU) for a block id outside the pool.
@@ -40,7 +45,9 @@ def paged_attention(
     of float32 for a row of n positions whose largest sum(|q k|) * scale is m.
     Source: paging, Kwon et al. 2023 (arXiv 2309.06180) sec. 4.1; grouped heads, arXiv 2305.13245.
     """
-    return reference.paged_attention(q, blocks, tables, starts, counts, scale, window)
+    return reference.paged_attention(
+        q, blocks, tables, starts, counts, scale, window, only_decodes, num_positions
+    )
 
 
 IMPLS: tuple[Impl, ...] = (

@@ -22,6 +22,7 @@ import triton.language as tl
 from torch import Tensor
 
 from octavo.kernels.attention.reference import check
+from octavo.kernels.triton import launch
 
 ROWS = 64
 COLUMNS = 64
@@ -39,6 +40,8 @@ def paged_attention(
     counts: Tensor,
     scale: float,
     window: int | None = None,
+    only_decodes: bool = False,
+    num_positions: int | None = None,
 ) -> Tensor:
     """Reads nothing back from the device: counts that do not add up to T are the caller's fault."""
     check(q, blocks, tables, starts, counts, window)
@@ -51,7 +54,8 @@ def paged_attention(
         return out
     block_tokens, num_kv_heads = blocks.shape[2:4]
     group = num_heads // num_kv_heads
-    num_parts = triton.cdiv(tables.shape[1] * block_tokens, PART)
+    room = tables.shape[1] * block_tokens
+    num_parts = most_parts(num_seqs, room, num_positions)
     common = {
         "P": block_tokens,
         "K": num_kv_heads,
@@ -64,25 +68,37 @@ def paged_attention(
     tiles = {"ROWS": ROWS, "COLUMNS": COLUMNS, "num_warps": WARPS, "num_stages": STAGES}
     arrays = (q, blocks, tables, starts, counts)
     numbers = (num_seqs, tables.stride(0), scale * math.log2(math.e), window or 0)
-    is_whole = num_parts == 1
+    is_whole = room <= PART
     sums = values = out
     if not is_whole:
-        sums = torch.empty(num_seqs, num_heads, num_parts, 2, dtype=torch.float32, device=q.device)
-        values = torch.empty(num_seqs, num_heads, num_parts, head_dim, dtype=torch.float32, device=q.device)
-    _alone[(num_seqs, num_kv_heads, num_parts)](
-        *arrays, out, sums, values, *numbers, num_parts, **common, **tiles, WHOLE=is_whole
-    )
+        sums = torch.empty(num_parts, num_heads, 2, dtype=torch.float32, device=q.device)
+        values = torch.empty(num_parts, num_heads, head_dim, dtype=torch.float32, device=q.device)
+    launch(
+        _alone, (num_seqs if is_whole else num_parts, num_kv_heads),
+        *arrays, out, sums, values, *numbers, **common, **tiles, WHOLE=is_whole,
+    )  # fmt: skip
     if not is_whole:
-        _merged[(num_seqs, num_heads)](
-            starts, counts, sums, values, out, num_seqs, window or 0, num_parts,
+        launch(
+            _merged, (num_seqs, num_heads),
+            starts, counts, sums, values, out, num_seqs, window or 0,
             H=num_heads, D=head_dim, NUM_SEQS=common["NUM_SEQS"], WINDOWED=window is not None, PART=PART,
             num_warps=1,
         )  # fmt: skip
     tokens_per_tile = ROWS // group
     num_tiles = num_rows // tokens_per_tile + min(num_seqs, num_rows // 2)
-    if num_tiles:
-        _chunks[(num_tiles, num_kv_heads)](*arrays, out, *numbers, **common, **tiles)
+    if num_tiles and not only_decodes:
+        launch(_chunks, (num_tiles, num_kv_heads), *arrays, out, *numbers, **common, **tiles)
     return out
+
+
+def most_parts(num_seqs: int, room: int, num_positions: int | None) -> int:
+    """Parts that so many sequences can have: each the part it ends in, and whole ones before it.
+
+    room           positions that one sequence's table can name
+    num_positions  of all sequences together, where that is known
+    """
+    most = num_seqs * triton.cdiv(room, PART)
+    return most if num_positions is None else min(most, num_positions // PART + num_seqs)
 
 
 @triton.jit
@@ -173,19 +189,41 @@ def _row_before(counts, seq, num_seqs, NUM_SEQS: tl.constexpr):
 
 
 @triton.jit
+def _parts(
+    starts, counts, num_seqs, window, NUM_SEQS: tl.constexpr, WINDOWED: tl.constexpr, PART: tl.constexpr
+):
+    """Of each sequence with one row how many parts it has, [NUM_SEQS]; 0 of all others."""
+    index = tl.arange(0, NUM_SEQS)
+    alone = tl.load(counts + index, mask=index < num_seqs, other=0) == 1
+    position = tl.load(starts + index, mask=alone, other=0)
+    first = tl.maximum(position - window + 1, 0) // PART if WINDOWED else 0
+    return tl.where(alone, position // PART + 1 - first, 0)
+
+
+@triton.jit
 def _alone(
-    q, blocks, tables, starts, counts, out, sums, mixes, num_seqs, table_stride, scale, window, num_parts,
+    q, blocks, tables, starts, counts, out, sums, mixes, num_seqs, table_stride, scale, window,
     P: tl.constexpr, K: tl.constexpr, G: tl.constexpr, D: tl.constexpr, NUM_SEQS: tl.constexpr,
     WINDOWED: tl.constexpr, PART: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, WHOLE: tl.constexpr,
 ):  # fmt: skip
-    """One part of a sequence that has one row: all query heads of one key-value head."""
-    seq, kv_head, part = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    """One part of a sequence that has one row: all query heads of one key-value head.
+
+    Parts stand one after another, those of sequence 0 first; programs beyond the last have nothing to do. WHOLE: a
+    sequence is one part, and what comes of it is the result.
+    """
+    slot, kv_head = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    seq, nth = tl.program_id(0), 0
+    if not WHOLE:
+        parts = _parts(starts, counts, num_seqs, window, NUM_SEQS, WINDOWED, PART)
+        seq = tl.sum((tl.cumsum(parts, axis=0) <= seq).to(tl.int32), axis=0)
+        nth = tl.program_id(0) - tl.sum(tl.where(tl.arange(0, NUM_SEQS) < seq, parts, 0), axis=0)
+    if seq >= num_seqs:
+        return
     if tl.load(counts + seq) != 1:
         return
     position = tl.load(starts + seq)
     lowest = tl.maximum(position - window + 1, 0) if WINDOWED else 0
-    if part * PART > position or (part + 1) * PART <= lowest:
-        return
+    part = lowest // PART + nth
     row = _row_before(counts, seq, num_seqs, NUM_SEQS).to(tl.int64)
     head, width = tl.arange(0, ROWS), tl.arange(0, D)
     place = (row * K + kv_head) * G + head
@@ -201,30 +239,31 @@ def _alone(
         result = (mixed / total[:, None]).to(q.dtype.element_ty)
         tl.store(out + place[:, None] * D + width[None, :], result, mask=own[:, None])
     else:
-        slot = ((seq.to(tl.int64) * K + kv_head) * G + head) * num_parts + part
-        tl.store(sums + slot * 2, top, mask=own)
-        tl.store(sums + slot * 2 + 1, total, mask=own)
-        tl.store(mixes + slot[:, None] * D + width[None, :], mixed, mask=own[:, None])
+        place = (slot * K + kv_head) * G + head
+        tl.store(sums + place * 2, top, mask=own)
+        tl.store(sums + place * 2 + 1, total, mask=own)
+        tl.store(mixes + place[:, None] * D + width[None, :], mixed, mask=own[:, None])
 
 
 @triton.jit
 def _merged(
-    starts, counts, sums, mixes, out, num_seqs, window, num_parts,
+    starts, counts, sums, mixes, out, num_seqs, window,
     H: tl.constexpr, D: tl.constexpr, NUM_SEQS: tl.constexpr, WINDOWED: tl.constexpr, PART: tl.constexpr,
 ):  # fmt: skip
     """The parts of one row's head, in order."""
     seq, head = tl.program_id(0), tl.program_id(1)
     if tl.load(counts + seq) != 1:
         return
-    position = tl.load(starts + seq)
-    first = tl.maximum(position - window + 1, 0) // PART if WINDOWED else 0
+    parts = _parts(starts, counts, num_seqs, window, NUM_SEQS, WINDOWED, PART)
+    own = tl.arange(0, NUM_SEQS)
+    first = tl.sum(tl.where(own < seq, parts, 0), axis=0).to(tl.int64)
     width = tl.arange(0, D)
-    slot = (seq.to(tl.int64) * H + head) * num_parts
     top, total = float("-inf"), 0.0
     mixed = tl.zeros([D], tl.float32)
-    for part in range(first, position // PART + 1):
-        part_top, part_total = tl.load(sums + (slot + part) * 2), tl.load(sums + (slot + part) * 2 + 1)
-        part_mixed = tl.load(mixes + (slot + part) * D + width)
+    for nth in range(tl.sum(tl.where(own == seq, parts, 0), axis=0)):
+        slot = (first + nth) * H + head
+        part_top, part_total = tl.load(sums + slot * 2), tl.load(sums + slot * 2 + 1)
+        part_mixed = tl.load(mixes + slot * D + width)
         top, total, fade, part_fade = _merge(top, total, part_top, part_total)
         mixed = tl.fma(mixed, tl.zeros([D], tl.float32) + fade, part_mixed * part_fade)
     row = _row_before(counts, seq, num_seqs, NUM_SEQS).to(tl.int64)

@@ -62,10 +62,19 @@ def paged_attention(
     counts: Tensor,
     scale: float,
     window: int | None = None,
+    only_decodes: bool = False,
+    num_positions: int | None = None,
 ) -> Tensor:
     check(q, blocks, tables, starts, counts, window)
     first_positions, num_rows = tuple(starts.tolist()), tuple(counts.tolist())
     _check_counts(q, blocks, tables, first_positions, num_rows)
+    if only_decodes and set(num_rows) - {1}:
+        raise ValueError(f"paged_attention: only_decodes wants counts of 1, got {list(num_rows)}")
+    if num_positions is not None and num_positions < sum(first_positions) + sum(num_rows):
+        raise ValueError(
+            f"paged_attention: sequences have {sum(first_positions) + sum(num_rows)} positions, more than the"
+            f" {num_positions} of num_positions"
+        )
     (num_heads, head_dim), (block_tokens, num_kv_heads) = q.shape[1:], blocks.shape[2:4]
     ladder = row_ladder(num_kv_heads, head_dim, q.device)
     group = _group(num_heads // num_kv_heads, ladder.tiles[-1])

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from octavo.kernels.choose import Impl, fits_all
 from octavo.kernels.kv_store import reference
-from octavo.kernels.triton import lazily, refuses
 
 
 def write_kv(blocks: Tensor, k: Tensor, v: Tensor, slots: Tensor) -> None:
@@ -40,7 +39,6 @@ def copy_blocks(
 
 
 IMPLS: tuple[Impl, ...] = (
-    Impl("write_kv", "triton", lazily("octavo.kernels.kv_store.cuda", "write_kv"), refuses),
     Impl("write_kv", "reference", reference.write_kv, fits_all),
     Impl("copy_blocks", "reference", reference.copy_blocks, fits_all),
 )

@@ -15,6 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from octavo.kernels.triton import launch
+
 WANTED_PROGRAMS = 264
 """Two for each multiprocessor of the largest devices at hand."""
 MIN_SEGMENT = 512
@@ -129,7 +131,8 @@ def _few(x: Tensor, weight: Packed, out: Tensor, tile: Tile) -> None:
     partial = torch.empty(num_segments, num_rows, num_out, dtype=torch.float32, device=x.device)
     _launch(x, weight, partial, tile, num_segments)
     block = 1024
-    _add_segments[(triton.cdiv(num_rows * num_out, block),)](
+    launch(
+        _add_segments, (triton.cdiv(num_rows * num_out, block),),
         partial, weight.bias, out, num_rows * num_out, num_out,
         SEGMENTS=num_segments, HAS_BIAS=weight.bias is not None, BLOCK=block,
     )  # fmt: skip
@@ -142,7 +145,9 @@ def _many(x: Tensor, weight: Packed, out: Tensor, tile: Tile) -> None:
 def _launch(x: Tensor, weight: Packed, out: Tensor, tile: Tile, side_by_side: int) -> None:
     (num_rows, num_in), num_out = x.shape, weight.out_features
     row_tiles, out_tiles = triton.cdiv(num_rows, tile.rows), triton.cdiv(num_out, tile.outputs)
-    _product[(row_tiles * out_tiles, side_by_side)](
+    launch(
+        _product,
+        (row_tiles * out_tiles, side_by_side),
         x,
         weight.weight,
         weight.bias,

@@ -7,6 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from octavo.kernels.triton import launch
+
 NARROW = 1024
 """Rows up to this width go several to a program: heads are many and short."""
 
@@ -52,7 +54,9 @@ def _launch(
     if residual is not None and residual.stride(1) != 1:
         residual = residual.contiguous()
     block = max(16, triton.next_power_of_2(width))
-    _norm[(num_rows,)](
+    launch(
+        _norm,
+        (num_rows,),
         x,
         residual,
         weight,

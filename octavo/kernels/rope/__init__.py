@@ -1,4 +1,4 @@
-"""Rotary position embedding: angle tables, and the rotation of queries and keys."""
+"""Rotary position embedding: angle tables, the rotation of queries and keys, and what comes before and after it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from torch import Tensor
 
 from octavo.kernels.choose import Impl, fits_all
 from octavo.kernels.rope import reference
-from octavo.kernels.triton import lazily, refuses
+from octavo.kernels.triton import lazily, refuses_heads
 
 
 def tables(inv_freq: Tensor, positions: Tensor, scale: float = 1.0) -> tuple[Tensor, Tensor]:
@@ -36,8 +36,42 @@ def rotate(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tens
     return reference.rotate(q, k, cos, sin)
 
 
+def rotate_and_write(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    blocks: Tensor,
+    slots: Tensor,
+    q_norm: Tensor | None = None,
+    k_norm: Tensor | None = None,
+    eps: float = 0.0,
+) -> Tensor:
+    """From projected heads to what attention reads: norms where there are weights, rotation, keys and values stored.
+
+    q               [T, H, D]
+    k, v            [T, K, D], q's dtype; views with gaps between rows are fine (one product makes all three)
+    cos, sin        [T, D/2] float32, from `tables`
+    blocks          [B, 2, P, K, D] of that dtype, contiguous: keys at 0, values at 1; written in place
+    slots           [T] int64, distinct but in block 0, which nobody reads; every other slot keeps its bits
+    q_norm, k_norm  [D] weights of each head's `rms_norm`, both or neither
+
+    Returns fresh queries [T, H, D]. What is stored and returned is `rms_norm`, then `rotate`, then `write_kv`, each
+    rounded as its own contract says; a row's bits depend on nothing but that row.
+    Raises ValueError when shapes or dtypes do not agree, IndexError (on the CPU) for a slot outside the pool.
+    """
+    return reference.rotate_and_write(q, k, v, cos, sin, blocks, slots, q_norm, k_norm, eps)
+
+
 IMPLS: tuple[Impl, ...] = (
-    Impl("rotate", "triton", lazily("octavo.kernels.rope.cuda", "rotate"), refuses),
+    Impl(
+        "rotate_and_write",
+        "triton",
+        lazily("octavo.kernels.rope.cuda", "rotate_and_write"),
+        refuses_heads,
+    ),
     Impl("tables", "reference", reference.tables, fits_all),
     Impl("rotate", "reference", reference.rotate, fits_all),
+    Impl("rotate_and_write", "reference", reference.rotate_and_write, fits_all),
 )

@@ -1,4 +1,4 @@
-"""One program per row and head. The contract is in the package."""
+"""HEADS heads of one row to a program. The contract is in the package."""
 
 from __future__ import annotations
 
@@ -7,60 +7,97 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from octavo.kernels.kv_store.reference import check_write
+from octavo.kernels.norm.reference import check as check_norm
+from octavo.kernels.rope.reference import check_norms, check_rotation
+from octavo.kernels.triton import launch
 
-def rotate(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-    num_rows, num_heads, head_dim = q.shape
-    if k.shape[::2] != q.shape[::2] or k.dtype != q.dtype or head_dim % 2:
-        raise ValueError(
-            f"rotate: q is {list(q.shape)} {q.dtype}, k {list(k.shape)} {k.dtype}; want equal rows and even widths"
-        )
-    if cos.shape != (num_rows, head_dim // 2) or sin.shape != cos.shape or cos.dtype != torch.float32:
-        raise ValueError(
-            f"rotate: want float32 cos and sin {[num_rows, head_dim // 2]}, got {list(cos.shape)} {cos.dtype}"
-        )
-    q, k = (x if x.stride(2) == 1 else x.contiguous() for x in (q, k))
-    cos, sin = cos.contiguous(), sin.contiguous()
-    turned_q, turned_k = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k))
+HEADS = 4
+"""Heads of a program, whatever H and K: a head's sum runs in the same order everywhere."""
+
+
+def rotate_and_write(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    blocks: Tensor,
+    slots: Tensor,
+    q_norm: Tensor | None = None,
+    k_norm: Tensor | None = None,
+    eps: float = 0.0,
+) -> Tensor:
+    check_norms(q_norm, k_norm)
+    if q_norm is not None and k_norm is not None:
+        check_norm("rotate_and_write", q, q_norm)
+        check_norm("rotate_and_write", k, k_norm)
+    check_rotation(q, k, cos, sin)
+    check_write(blocks, k, v, slots)
+    (num_rows, num_heads, head_dim), num_kv_heads = q.shape, k.shape[1]
+    q, k, v = (x if x.stride(2) == 1 and x.stride(1) == head_dim else x.contiguous() for x in (q, k, v))
+    turned = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     if num_rows:
-        _rotate[(num_rows, num_heads + k.shape[1])](
-            q,
-            k,
-            cos,
-            sin,
-            turned_q,
-            turned_k,
-            num_heads,
-            k.shape[1],
-            q.stride(0),
-            q.stride(1),
-            k.stride(0),
-            k.stride(1),
-            HALF=head_dim // 2,
-            BLOCK=max(8, triton.next_power_of_2(head_dim // 2)),
+        pieces = triton.cdiv(num_heads, HEADS) + 2 * triton.cdiv(num_kv_heads, HEADS)
+        launch(
+            _rotate_and_write, (num_rows, pieces),
+            q, k, v, cos.contiguous(), sin.contiguous(), blocks, slots, q_norm, k_norm, turned,
+            q.stride(0), k.stride(0), v.stride(0), eps,
+            H=num_heads, K=num_kv_heads, P=blocks.shape[2], HALF=head_dim // 2,
+            PAIRS=max(8, triton.next_power_of_2(head_dim // 2)), HEADS=HEADS, NORMS=q_norm is not None,
             num_warps=1,
-        )
-    return turned_q, turned_k
+        )  # fmt: skip
+    return turned
 
 
 @triton.jit
-def _rotate(
-    q, k, cos, sin, turned_q, turned_k, num_heads, num_kv_heads, q_row, q_head, k_row, k_head,
-    HALF: tl.constexpr, BLOCK: tl.constexpr,
+def _rotate_and_write(
+    q, k, v, cos, sin, blocks, slots, q_norm, k_norm, turned, q_row, k_row, v_row, eps,
+    H: tl.constexpr, K: tl.constexpr, P: tl.constexpr, HALF: tl.constexpr, PAIRS: tl.constexpr,
+    HEADS: tl.constexpr, NORMS: tl.constexpr,
 ):  # fmt: skip
-    row = tl.program_id(0).to(tl.int64)
-    head = tl.program_id(1)
-    if head < num_heads:
-        source = q + row * q_row + head * q_head
-        target = turned_q + (row * num_heads + head) * (2 * HALF)
+    """Pieces of a row: first those of q, then those of k, then those of v."""
+    Q_PIECES: tl.constexpr = (H + HEADS - 1) // HEADS
+    KV_PIECES: tl.constexpr = (K + HEADS - 1) // HEADS
+    row, piece = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    if piece < Q_PIECES:
+        target = turned + row * (H * 2 * HALF)
+        _turn(q + row * q_row, target, cos, sin, q_norm, row, piece, eps, H, HALF, PAIRS, HEADS, NORMS)
     else:
-        source = k + row * k_row + (head - num_heads) * k_head
-        target = turned_k + (row * num_kv_heads + head - num_heads) * (2 * HALF)
-    pair = tl.arange(0, BLOCK)
-    inside = pair < HALF
-    first = tl.load(source + pair, mask=inside, other=0.0)
-    second = tl.load(source + HALF + pair, mask=inside, other=0.0)
+        slot = tl.load(slots + row)
+        keys = blocks + ((slot // P) * (2 * P) + slot % P) * (K * 2 * HALF)
+        if piece < Q_PIECES + KV_PIECES:
+            piece -= Q_PIECES
+            _turn(k + row * k_row, keys, cos, sin, k_norm, row, piece, eps, K, HALF, PAIRS, HEADS, NORMS)
+        else:
+            head = (piece - Q_PIECES - KV_PIECES) * HEADS + tl.arange(0, HEADS)
+            item = head[:, None] * (2 * HALF) + tl.arange(0, 2 * PAIRS)[None, :]
+            inside = (head < K)[:, None] & (tl.arange(0, 2 * PAIRS) < 2 * HALF)[None, :]
+            values = keys + P * K * 2 * HALF
+            tl.store(values + item, tl.load(v + row * v_row + item, mask=inside), mask=inside)
+
+
+@triton.jit
+def _turn(
+    source, target, cos, sin, weight, row, piece, eps,
+    NUM_HEADS: tl.constexpr, HALF: tl.constexpr, PAIRS: tl.constexpr, HEADS: tl.constexpr, NORMS: tl.constexpr,
+):  # fmt: skip
+    """Norm and rotation of one piece, rounded after each."""
+    head, pair = piece * HEADS + tl.arange(0, HEADS), tl.arange(0, PAIRS)
+    item = head[:, None] * (2 * HALF) + pair[None, :]
+    inside = (head < NUM_HEADS)[:, None] & (pair < HALF)[None, :]
+    first = tl.load(source + item, mask=inside, other=0.0)
+    second = tl.load(source + HALF + item, mask=inside, other=0.0)
+    if NORMS:
+        x, y = first.to(tl.float32), second.to(tl.float32)
+        square = tl.sum(x * x + y * y, axis=1) / (2 * HALF)
+        scale = (1.0 / tl.sqrt(square + eps))[:, None]
+        x, y = (x * scale).to(first.dtype).to(tl.float32), (y * scale).to(first.dtype).to(tl.float32)
+        low = tl.load(weight + pair, mask=pair < HALF, other=0.0).to(tl.float32)[None, :]
+        high = tl.load(weight + HALF + pair, mask=pair < HALF, other=0.0).to(tl.float32)[None, :]
+        first, second = (x * low).to(first.dtype), (y * high).to(first.dtype)
     x, y = first.to(tl.float32), second.to(tl.float32)
-    c = tl.load(cos + row * HALF + pair, mask=inside, other=0.0)
-    s = tl.load(sin + row * HALF + pair, mask=inside, other=0.0)
-    tl.store(target + pair, (x * c - y * s).to(first.dtype), mask=inside)
-    tl.store(target + HALF + pair, (y * c + x * s).to(first.dtype), mask=inside)
+    c = tl.load(cos + row * HALF + pair, mask=pair < HALF, other=0.0)[None, :]
+    s = tl.load(sin + row * HALF + pair, mask=pair < HALF, other=0.0)[None, :]
+    tl.store(target + item, (x * c - y * s).to(first.dtype), mask=inside)
+    tl.store(target + HALF + item, (y * c + x * s).to(first.dtype), mask=inside)

@@ -9,9 +9,13 @@ from torch import Tensor
 
 
 def greedy(logits: Tensor) -> list[tuple[int, float, int]]:
-    if logits.ndim != 2 or logits.dtype != torch.float32:
-        raise ValueError(f"greedy: want float32 logits [N, V], got {list(logits.shape)} {logits.dtype}")
+    check("greedy", logits)
     return [_row(row) for row in logits]
+
+
+def check(op: str, logits: Tensor) -> None:
+    if logits.ndim != 2 or logits.dtype != torch.float32:
+        raise ValueError(f"{op}: want float32 logits [N, V], got {list(logits.shape)} {logits.dtype}")
 
 
 def _row(row: Tensor) -> tuple[int, float, int]:
@@ -22,3 +26,31 @@ def _row(row: Tensor) -> tuple[int, float, int]:
         return 0, 0.0, 2 if top > 0 else 3
     token = int(row.argmax())
     return token, float(row.log_softmax(-1)[token]), 0
+
+
+def likeliest(logits: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    check("likeliest", logits)
+    tops = logits.amax(-1)  # NaN when any entry is
+    problems = torch.where(
+        tops.isnan(), 1, torch.where(tops == math.inf, 2, torch.where(tops == -math.inf, 3, 0))
+    )
+    safe = torch.where(problems == 0, tops, 0.0)
+    wholes = whole_shares(torch.where(problems[:, None] == 0, logits, 0.0), safe[:, None])
+    log_masses = (wholes.sum(-1).double() * 2.0 ** -_bits(logits.shape[1])).log().float()
+    sound = problems == 0
+    tokens = torch.where(sound, logits.argmax(-1), 0)
+    return tokens, safe, torch.where(sound, log_masses, 0.0), problems
+
+
+def whole_shares(values: Tensor, tops: Tensor) -> Tensor:
+    return ((values - tops).double().exp() * 2.0 ** _bits(values.shape[-1])).round_().to(torch.int64)
+
+
+def _bits(size: int) -> int:
+    """Fraction bits with which `size` shares, none above 1, add up within 62 bits."""
+    return 62 - max(size - 1, 1).bit_length()
+
+
+def ordered(values: Tensor) -> Tensor:
+    bits = values.contiguous().view(torch.int32).to(torch.int64)
+    return torch.where(bits < 0, -(2**31) - 1 - bits, bits)
