@@ -34,37 +34,38 @@ def _mix(x: int) -> int:
     return x ^ (x >> 31)
 
 
-def random_bits(key: int, token_ids: Tensor) -> Tensor:
+def random_bits(key: int | Tensor, token_ids: Tensor) -> Tensor:
     """64 random bits for each token id, as int64: the SplitMix64 outputs number `token_id` of the stream
     `key`.
 
+    key        of one draw; or of several, [J, 1] int64 with the keys' bits (`signed`)
     token_ids  [N] int64, each at least 0
-    Returns [N] int64, fresh; the same bits on every device.
+    Returns [N], or [J, N], int64, fresh; the same bits on every device.
     """
-    x = token_ids + 1
-    x.mul_(_signed(_GOLDEN)).add_(_signed(key))
-    x.bitwise_xor_(_shifted(x, 30)).mul_(_signed(_MIX_1))
-    x.bitwise_xor_(_shifted(x, 27)).mul_(_signed(_MIX_2))
+    x = (token_ids + 1).mul_(signed(_GOLDEN)) + (signed(key) if isinstance(key, int) else key)
+    x.bitwise_xor_(_shifted(x, 30)).mul_(signed(_MIX_1))
+    x.bitwise_xor_(_shifted(x, 27)).mul_(signed(_MIX_2))
     return x.bitwise_xor_(_shifted(x, 31))
 
 
-def uniform(key: int, token_ids: Tensor) -> Tensor:
+def uniform(key: int | Tensor, token_ids: Tensor) -> Tensor:
     """One number per token id, evenly spread over (0, 1), never 0 or 1: the upper 52 bits and a half.
 
-    Returns [N] float64; exact, so equal on every device.
+    Returns float64 of the shape of `random_bits`; exact, so equal on every device.
     """
     return _shifted(random_bits(key, token_ids), 12).double().add_(0.5).mul_(2.0**-52)
 
 
-def gumbel(key: int, token_ids: Tensor) -> Tensor:
+def gumbel(key: int | Tensor, token_ids: Tensor) -> Tensor:
     """Standard Gumbel noise: argmax(logits + noise) draws from softmax(logits) (Gumbel 1954).
 
-    Returns [N] float64, between -3.6 and 36.1. Devices may differ in the last bit of the two logarithms.
+    Returns float64 of the shape of `random_bits`, between -3.6 and 36.1. Devices may differ in the last bit of the
+    two logarithms.
     """
     return uniform(key, token_ids).log_().neg_().log_().neg_()
 
 
-def _signed(x: int) -> int:
+def signed(x: int) -> int:
     """The int64 with the same bits: torch lacks unsigned 64-bit arithmetic, and products wrap alike."""
     return x - 2**64 if x >= 2**63 else x
 

@@ -96,13 +96,13 @@ def sample_rows(
     logits  [N, V] float32
     greedy  finds the likeliest tokens of all rows at once; see `octavo.kernels.sampling`
     """
-    plain = [_is_plain(job) for job in jobs]
+    plain = [is_plain(job) for job in jobs]
     likeliest = greedy(logits) if any(plain) else []
     results: list[Choice | BadLogits] = []
-    for job, is_plain in zip(jobs, plain, strict=True):
+    for job, takes_top in zip(jobs, plain, strict=True):
         row = logits[job.row]
         try:
-            if is_plain:
+            if takes_top:
                 found = likeliest[job.row]
                 if found.problem:
                     check_row(row)
@@ -129,7 +129,7 @@ def sample_rows(
     return results
 
 
-def _is_plain(job: Job) -> bool:
+def is_plain(job: Job) -> bool:
     """Whether the highest raw logit is the answer."""
     is_free = job.allowed is None and not job.suppressed
     return job.params.is_greedy and is_free and not _changes_logits(job.params)
