@@ -23,6 +23,7 @@ from octavo.errors import ConfigError, OctavoError
 from octavo.units import GIB, format_bytes
 
 if TYPE_CHECKING:
+    from octavo.arch import Arch
     from octavo.engine.build import Plan
 
 OK, WARNING, PROBLEM = "ok", "warning", "problem"
@@ -47,7 +48,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     found = settings.read(args)
-    findings = [*_software(), *_processor(), *_memory_and_disk(), *_port(found.server), *_model(found.engine)]
+    device = found.engine.runtime.device
+    findings = [
+        *_software(device),
+        *_processor(),
+        *_memory_and_disk(),
+        *_port(found.server),
+        *_model(found.engine),
+    ]
     if args.json:
         output.print_json([asdict(one) for one in findings])
     else:
@@ -58,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
     return FAILED if any(one.state == PROBLEM for one in findings) else DONE
 
 
-def _software() -> Iterator[Finding]:
+def _software(asked: str) -> Iterator[Finding]:
     yield Finding(OK, "octavo", octavo.__version__)
     yield Finding(OK, "python", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
     try:
@@ -67,12 +75,24 @@ def _software() -> Iterator[Finding]:
         yield Finding(PROBLEM, "torch", f"cannot be imported: {error}", "pip install torch")
         return
     yield Finding(OK, "torch", torch.__version__)
+    yield from _gpus(asked)
+
+
+def _gpus(asked: str) -> Iterator[Finding]:
+    """GPUs, or what is missing for them: a problem where the configuration asks for one."""
+    import torch
+
+    from octavo.engine.gpu import lacks
+
     if torch.cuda.is_available():
         for number in range(torch.cuda.device_count()):
             facts = torch.cuda.get_device_properties(number)
             yield Finding(OK, f"cuda:{number}", f"{facts.name}, {format_bytes(facts.total_memory)}")
+    elif asked.startswith("cuda"):
+        for lack in lacks():
+            yield Finding(PROBLEM, "cuda", lack.what, lack.mend)
     else:
-        yield Finding(OK, "cuda", "no device; the CPU is used")
+        yield Finding(OK, "cuda", f"the CPU is used: {'; '.join(lack.what for lack in lacks())}")
 
 
 def _processor() -> Iterator[Finding]:
@@ -139,6 +159,7 @@ def _model(config: EngineConfig) -> Iterator[Finding]:
             f"{error}",
             f"name another model, or change what the message names [{error.code}]",
         )
+        yield from _kernels_without(config)
         return
     yield Finding(OK, "model", f"{planned.location.name}: {planned.arch.family}")
     for what, num_bytes, remark in planned.resolved.memory.rows():
@@ -153,18 +174,29 @@ def _model(config: EngineConfig) -> Iterator[Finding]:
 
 def _kernels(planned: Plan) -> Iterator[Finding]:
     """What would run each op, and why the others would not. Compiled kernels run all of them; why is decided above."""
-    if planned.resolved.isa is not None:
+    if planned.resolved.isa is None:
+        yield from _chosen(planned.arch, planned.resolved.dtype, planned.resolved.device)
+
+
+def _kernels_without(config: EngineConfig) -> Iterator[Finding]:
+    """The same for a GPU that is not there."""
+    from octavo.arch import Arch
+    from octavo.engine.locate import locate
+
+    if not config.runtime.device.startswith("cuda"):
         return
+    try:
+        arch = Arch.from_file(locate(config.model.model).config)
+    except OctavoError:  # reported already
+        return
+    dtype = config.model.dtype
+    yield from _chosen(arch, arch.dtype or "float32" if dtype == "auto" else dtype, config.runtime.device)
+
+
+def _chosen(arch: Arch, dtype: str, device: str) -> Iterator[Finding]:
     import torch
 
-    from octavo.kernels import linear
-    from octavo.kernels.choose import Need, choose
-    from octavo.models.ops import Ops
+    from octavo.models.ops import decisions_of
 
-    arch = planned.arch
-    dtype, device = getattr(torch, planned.resolved.dtype), torch.device(planned.resolved.device)
-    for op, name, passed_over in Ops(arch, dtype, device).decisions:
+    for op, name, passed_over in decisions_of(arch, getattr(torch, dtype), torch.device(device)):
         yield Finding(OK, f"kernel {op}", "; ".join([name, *passed_over]))
-    need = Need(device=device.type, dtype=dtype, sizes={"O": arch.ffn_size, "I": arch.hidden_size})
-    impl, reasons = choose("linear", need, linear.IMPLS)
-    yield Finding(OK, "kernel linear", "; ".join([impl.name, *reasons]))

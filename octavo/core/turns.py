@@ -5,6 +5,13 @@
 One step is under way at most, and one more is planned while it runs. While a long one runs (LONG_STEP) nothing is
 planned, and the next turn does it: whoever comes meanwhile is in the next step then, and not in the one after it, and
 the pause for planning is little beside it.
+
+Where computing goes on by itself (a device with a queue of its own), the step ahead is launched as soon as it has been
+planned, behind the one that runs, so that nothing waits between the two:
+
+    begin: plan n+1, launch n+1 ── the device gets done with n ── end: commit n, plan again if nothing was ahead
+
+Plans and commits come in the same order either way, so the same requests lead to the same steps.
 """
 
 from __future__ import annotations
@@ -25,12 +32,15 @@ class TurnTaker(ABC, Generic[Told]):
 
     awaited    the step under way, launched and not yet committed
     is_paused  nothing was planned in this turn because a long step was running
+
+    launches_behind  whether the step ahead can be launched while another is under way
     """
 
-    def __init__(self, max_num_batched_tokens: int) -> None:
+    def __init__(self, max_num_batched_tokens: int, *, launches_behind: bool = False) -> None:
         self.awaited: Step | None = None
         self.is_paused = False
         self._ahead: Step | None = None
+        self._launches_behind = launches_behind
         self._long_tokens = LONG_STEP * max_num_batched_tokens
 
     @abstractmethod
@@ -58,6 +68,8 @@ class TurnTaker(ABC, Generic[Told]):
             self._launch_if(ahead)
         else:
             self._ahead = ahead
+            if self._launches_behind and ahead is not None:
+                self._launch(ahead)
         return step
 
     def end_turn(self, result: StepResult) -> Told:
@@ -66,7 +78,10 @@ class TurnTaker(ABC, Generic[Told]):
         assert step is not None, "end_turn follows a begin_turn that returned a step"
         self.awaited = None
         ahead, self._ahead = self._ahead, None
-        self._launch_if(ahead)
+        if self._launches_behind:
+            self.awaited = ahead
+        else:
+            self._launch_if(ahead)
         told = self._committed(step, result)
         if self.awaited is None and self._is_wanted() and not self.is_paused:
             self._launch_if(self._planned())

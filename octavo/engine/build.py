@@ -13,11 +13,13 @@ from octavo.arch import Arch
 from octavo.codec.numbers import NumberTokenizer
 from octavo.codec.tokenizer import Tokenizer
 from octavo.config import EngineConfig
+from octavo.engine.gpu import check_device
 from octavo.engine.locate import Location, locate
 from octavo.engine.loop import Engine
 from octavo.engine.machine import WHOLE, Machine, Share, read_machine
 from octavo.engine.resolve import Resolved, resolve
-from octavo.errors import ConfigError
+from octavo.exec import graphs
+from octavo.exec.graphs import Graphs
 from octavo.exec.runner import Runner
 from octavo.kv.pool import KvPool
 from octavo.models.loader import load
@@ -100,14 +102,26 @@ def build(
     )
     engine = Engine(
         scheduler,
-        Runner(model, kv),
+        Runner(model, kv, forward=_recorded(model, kv, resolved)),
         tokenizer,
         vocab_size=arch.vocab_size,
         clock=time.monotonic,
         seed=config.model.seed,
         on_ran=scheduler.ran,
+        launches_behind=device.type == "cuda",
     )
     return Built(planned, engine, model, tokenizer, memory)
+
+
+def _recorded(model: Model, kv: KvPool, resolved: Resolved) -> Graphs | None:
+    """Graphs for decode steps where they can be had, the largest recorded so that all memory is taken now."""
+    if graphs.why_not(model.arch, model.device, model.decisions) is not None:
+        return None
+    limits = resolved.limits
+    sizes = graphs.Sizes.of(limits.max_num_seqs, resolved.max_model_len, limits.block_tokens)
+    made = Graphs(model, kv, sizes)
+    made.reserve()
+    return made
 
 
 def _give_back() -> None:
@@ -126,10 +140,9 @@ def read_tokenizer(location: Location, arch: Arch) -> Tokenizer:
 
 def _device(asked: str, machine: Machine) -> tuple[str, int]:
     """The device to use and its free bytes."""
-    has_cuda = torch.cuda.is_available()
-    if asked.startswith("cuda") and not has_cuda:
-        raise ConfigError(f"device={asked!r}: no CUDA device is present; use device='cpu' or 'auto'")
-    if asked == "cpu" or not has_cuda:
+    if asked.startswith("cuda"):
+        check_device(asked)
+    if asked == "cpu" or not torch.cuda.is_available():
         return "cpu", machine.available_bytes
     device = "cuda" if asked == "auto" else asked
     return device, torch.cuda.mem_get_info(torch.device(device))[0]

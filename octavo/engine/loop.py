@@ -1,13 +1,15 @@
 """The loop: plan one step ahead, carry out, commit, and tell callers what happened.
 
 While the executor computes step n in its own thread, this one commits step n-1, turns tokens into text and
-plans step n+1. Planning needs counts only, so it does not wait for step n's tokens.
+plans step n+1. Planning needs counts only, so it does not wait for step n's tokens. On a device with a queue of its own
+step n+1 is also launched then, and finds step n's tokens there.
 """
 
 from __future__ import annotations
 
 import hashlib
 from bisect import bisect_left
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -27,7 +29,7 @@ from octavo.engine.outputs import RequestEnded, RequestMetrics, Update
 from octavo.engine.resume import take_up
 from octavo.engine.tracking import Tracked
 from octavo.errors import Bug, RequestError
-from octavo.exec.executor import Executor, Start
+from octavo.exec.executor import Executor, Launched, LaunchingExecutor, Start
 from octavo.exec.runner import Payload
 from octavo.link.frames import STEP_BUCKETS_S, TOKEN_BUCKETS, Progress
 
@@ -81,6 +83,8 @@ class Engine(TurnTaker[list[Update]]):
     clock       returns seconds that never go back
     on_ran      is told when a step began and ended, before it is committed
     seed        keys the seeds of requests that bring none
+    launches_behind
+                launch steps behind the one that runs; the executor must be a `LaunchingExecutor`
     """
 
     def __init__(
@@ -93,8 +97,9 @@ class Engine(TurnTaker[list[Update]]):
         clock: Callable[[], float],
         seed: int = 0,
         on_ran: Callable[[float, float], None] | None = None,
+        launches_behind: bool = False,
     ) -> None:
-        super().__init__(scheduler.limits.max_num_batched_tokens)
+        super().__init__(scheduler.limits.max_num_batched_tokens, launches_behind=launches_behind)
         self.scheduler = scheduler
         self._vocab_size = vocab_size
         self.tokenizer = tokenizer
@@ -106,7 +111,6 @@ class Engine(TurnTaker[list[Update]]):
         self._num_added = 0
         self._num_steps = 0
         self._step_times = StepTimes(ended_s=clock())
-        self._launched_s = 0.0
         self._costs = StepCosts()
         self._tracked: dict[str, Tracked] = {}
         self._owner: dict[int, tuple[str, int]] = {}
@@ -114,7 +118,7 @@ class Engine(TurnTaker[list[Update]]):
         self._appended: list[tuple[int, int]] = []
         self._ended: list[int] = []
         self._starts: list[Start] = []
-        self._future: Future[StepResult] | None = None
+        self._under_way: deque[tuple[Future[StepResult] | Future[Launched], float]] = deque()
         self._failure: Bug | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="octavo-step")
 
@@ -262,23 +266,30 @@ class Engine(TurnTaker[list[Update]]):
             self.scheduler.tell_costs(costs)
         awaited = self.begin_turn()
         if awaited is not None:
-            result = self._carried_out(awaited)
+            result, begun_s = self._carried_out(awaited)
             ended_s = self._clock()
-            self._step_times.note(awaited.num_tokens, self._launched_s, ended_s)
-            self._costs.note(awaited.num_tokens, ended_s - self._launched_s)
+            self._step_times.note(awaited.num_tokens, begun_s, ended_s)
+            self._costs.note(awaited.num_tokens, ended_s - begun_s)
             if self._on_ran is not None:
-                self._on_ran(self._launched_s, ended_s)
+                self._on_ran(begun_s, ended_s)
             updates = self.end_turn(result)
         if self.awaited is None and self._tracked and not updates and not self.is_paused:
             self._failure = Bug(f"{len(self._tracked)} requests wait, and the scheduler plans nothing")
             self._raise_failure()
         return updates
 
-    def _carried_out(self, step: Step) -> StepResult:
-        """The step's result. Whatever broke it ends the engine: what one sequence does comes back as its output."""
-        assert self._future is not None, "a step under way has a future"
+    def _carried_out(self, step: Step) -> tuple[StepResult, float]:
+        """The step's result, and when it began: at its launch, or when the one before it ended.
+
+        Whatever broke it ends the engine: what one sequence does comes back as its output.
+        """
+        future, launched_s = self._under_way.popleft()
+        begun_s = max(launched_s, self._step_times.ended_s)
         try:
-            return self._future.result()
+            found = future.result()
+            if not isinstance(found, StepResult):  # behind the launch of the next step, in the same thread
+                found = self._thread.submit(found.result).result()
+            return found, begun_s
         except Exception as error:
             self._failure = Bug(f"step {step.number} could not be carried out: {error}")
             raise self._failure from error
@@ -344,8 +355,16 @@ class Engine(TurnTaker[list[Update]]):
         appended, self._appended = self._appended, []
         ended, self._ended = self._ended, []
         self._num_steps += 1
-        self._launched_s = self._clock()
-        self._future = self._thread.submit(self._executor.run, step, starts, appended, ended)
+        launched_s = self._clock()
+        future: Future[StepResult] | Future[Launched]
+        if self._launches_behind:
+            assert isinstance(self._executor, LaunchingExecutor), (
+                "only such a one launches steps behind others"
+            )
+            future = self._thread.submit(self._executor.launch, step, starts, appended, ended)
+        else:
+            future = self._thread.submit(self._executor.run, step, starts, appended, ended)
+        self._under_way.append((future, launched_s))
 
     def _note_prompts(self, result: StepResult) -> None:
         """Keep what was computed about prompts: log-probabilities, embeddings."""

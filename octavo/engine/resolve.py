@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import torch
+
 from octavo.arch import Arch
 from octavo.config import EngineConfig
 from octavo.core.scheduler import Limits
 from octavo.engine.machine import WHOLE, Machine, Share
 from octavo.errors import ConfigError
+from octavo.exec import graphs
 from octavo.kernels import native
-from octavo.planner.memory import MemoryPlan, kv_block_bytes, weight_bytes, workspace_bytes
+from octavo.models.ops import decisions_of
+from octavo.planner.device import device_workspace_bytes
+from octavo.planner.memory import DTYPE_BYTES, MemoryPlan, kv_block_bytes, weight_bytes, workspace_bytes
 from octavo.units import format_bytes
 
 MEMORY_FRACTION = 0.9
@@ -63,6 +68,7 @@ def resolve(
     dtype = _dtype(config, arch, made)
     isa = _isa(config, device, dtype, made)
     threads = _threads(config, machine, share, made)
+    _graphs(arch, device, dtype, made)
     max_len = _max_model_len(config, arch, made)
     seqs = config.scheduler.max_num_seqs
     batched = _batched_tokens(config, device, seqs, made)
@@ -80,7 +86,7 @@ def resolve(
         max_num_mixed_tokens=_mixed_tokens(config, batched, made),
     )
     quantization = config.model.quantization
-    memory = _memory(config, arch, dtype, isa, threads, limit, limits, made)
+    memory = _memory(config, arch, dtype, device, isa, threads, limit, limits, made)
     limits = replace(limits, num_blocks=memory.num_kv_blocks)
     return Resolved(device, dtype, isa, quantization, threads, max_len, limits, memory, tuple(made))
 
@@ -127,6 +133,15 @@ def _isa(config: EngineConfig, device: str, dtype: str, made: list[Decision]) ->
             )
         )
     return isa
+
+
+def _graphs(arch: Arch, device: str, dtype: str, made: list[Decision]) -> None:
+    """Whether decode steps are recorded; of no account on a processor."""
+    where = torch.device(device)
+    if where.type == "cuda":
+        reason = graphs.why_not(arch, where, decisions_of(arch, getattr(torch, dtype), where))
+        because = reason or "one launch for a step of a size that has been seen before"
+        made.append(Decision("graphs", "none" if reason else "decode steps", because))
 
 
 def _threads(config: EngineConfig, machine: Machine, share: Share, made: list[Decision]) -> int:
@@ -207,6 +222,7 @@ def _memory(
     config: EngineConfig,
     arch: Arch,
     dtype: str,
+    device: str,
     isa: str | None,
     num_threads: int,
     limit: int,
@@ -215,16 +231,17 @@ def _memory(
 ) -> MemoryPlan:
     max_len, block_tokens, quantization = limits.max_model_len, limits.block_tokens, config.model.quantization
     weights = weight_bytes(arch, dtype, isa, quantization)
-    workspace = workspace_bytes(
-        arch,
-        dtype,
-        max_num_batched_tokens=limits.max_num_batched_tokens,
-        max_num_seqs=limits.max_num_seqs,
-        max_model_len=max_len,
-        isa=isa,
-        quantization=quantization,
-        num_threads=num_threads,
-    )
+    sizes = {
+        "max_num_batched_tokens": limits.max_num_batched_tokens,
+        "max_num_seqs": limits.max_num_seqs,
+        "max_model_len": max_len,
+    }
+    if device == "cpu":
+        workspace = workspace_bytes(
+            arch, dtype, **sizes, isa=isa, quantization=quantization, num_threads=num_threads
+        )
+    else:
+        workspace = device_workspace_bytes(arch, DTYPE_BYTES[dtype], **sizes)
     block = kv_block_bytes(arch, dtype, block_tokens, isa)
     recorder = config.runtime.recorder_bytes
     fits = (limit - weights - workspace - recorder) // block

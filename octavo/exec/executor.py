@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from octavo.core.sequence import SamplingParams
 from octavo.core.step import Step, StepResult
@@ -36,6 +36,13 @@ class Start:
     bad_words: tuple[tuple[int, ...], ...] = ()
 
 
+class Launched(Protocol):
+    """A step that has been ordered."""
+
+    def result(self) -> StepResult:
+        """Waits until it has been carried out; the same answer every time."""
+
+
 class Executor(Protocol):
     """Carries steps out, one at a time, in order.
 
@@ -51,3 +58,21 @@ class Executor(Protocol):
         appended: Sequence[tuple[int, int]] = (),
         ended: Sequence[int] = (),
     ) -> StepResult: ...
+
+
+@runtime_checkable
+class LaunchingExecutor(Executor, Protocol):
+    """One whose computing goes on by itself: a step can be ordered while the one before is still running.
+
+    `launch` takes what `run` takes and returns as soon as the work has been ordered. Results are asked for in order,
+    at the latest after the launch of the next step but one's predecessor: two steps are under way at most. A step's
+    tokens need not have been read for the next step, which was planned without them, to be launched.
+    """
+
+    def launch(
+        self,
+        step: Step,
+        starts: Sequence[Start] = (),
+        appended: Sequence[tuple[int, int]] = (),
+        ended: Sequence[int] = (),
+    ) -> Launched: ...
