@@ -6,6 +6,7 @@ record it as unavailable.
 
 from __future__ import annotations
 
+import argparse
 import subprocess
 import sys
 import tarfile
@@ -65,7 +66,14 @@ ENVIRONMENTS: tuple[Environment, ...] = (
 )
 
 
-def main(names: Sequence[str]) -> int:
+def main(argv: Sequence[str]) -> int:
+    known = [one.name for one in ENVIRONMENTS]
+    parser = argparse.ArgumentParser(prog="python -m benches.peers.environments", description=__doc__)
+    parser.add_argument("peers", nargs="*", metavar="PEER", help=f"of {', '.join(known)} [all]")
+    names = parser.parse_args(argv).peers
+    unknown = set(names) - set(known)
+    if unknown:
+        parser.error(f"no peer is called {', '.join(sorted(unknown))}; there are {', '.join(known)}")
     wanted = [one for one in ENVIRONMENTS if not names or one.name in names]
     failed = 0
     for one in wanted:

@@ -6,6 +6,7 @@ peer's own converter. A form that cannot be made is told and skipped.
 
 from __future__ import annotations
 
+import argparse
 import shutil
 import subprocess
 import sys
@@ -21,7 +22,13 @@ from benches.serving.workloads import CONFIGS, shape_names
 Make = Callable[[Path], None]
 
 
-def main(names: Sequence[str]) -> int:
+def main(argv: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benches.peers.models", description=__doc__)
+    parser.add_argument("models", nargs="*", metavar="MODEL", help=f"of {', '.join(shape_names())} [all]")
+    names = parser.parse_args(argv).models
+    unknown = set(names) - set(shape_names())
+    if unknown:
+        parser.error(f"no shape is called {', '.join(sorted(unknown))}; there are {', '.join(shape_names())}")
     failed = 0
     for name in names or shape_names():
         for target, make in forms(name):
