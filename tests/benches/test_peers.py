@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from benches.peers import models, process, report
+from benches.peers import environments, models, process, report
 from benches.peers import rounds as peer_rounds
 from benches.peers.drivers import common, llama_server
 from benches.peers.drivers.common import Answer, Job, Progress, Task, Workload
@@ -76,6 +76,15 @@ def test_every_precision_has_octavo_and_every_peer_a_driver() -> None:
 def test_every_form_a_subject_reads_is_made() -> None:
     made = {str(target.relative_to(MODELS / "qwen3-0.6b")) for target, _ in models.forms("qwen3-0.6b")}
     assert {one.form for one in SUBJECTS} <= made
+
+
+@pytest.mark.parametrize("script", [models, environments])
+def test_unknown_names_are_refused_before_anything_is_made(script: Any, capsys: Any) -> None:
+    with pytest.raises(SystemExit):
+        script.main(["--model"])
+    with pytest.raises(SystemExit):
+        script.main(["nobody"])
+    assert "is called nobody; there are" in capsys.readouterr().err
 
 
 def test_subjects_are_chosen_by_name_and_precision() -> None:
