@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from benches import record as records
-from benches.record import Hardware, Record, Series
+from benches.record import Accelerator, Hardware, Record, Series
 from octavo.engine.machine import read_machine
 from octavo.engine.measure import MachineLimits, measure_machine
 
@@ -80,6 +80,7 @@ class Settings:
     threads   CPU threads
     results   folder of the records; None stores nothing
     command   for the record
+    accelerator  that subjects run on; None: the processor
     """
 
     repeats: int = MIN_REPEATS
@@ -88,6 +89,7 @@ class Settings:
     threads: int = 1
     results: Path | None = None
     command: str = ""
+    accelerator: Accelerator | None = None
 
     def __post_init__(self) -> None:
         if self.repeats < 1 or self.warmup < 0 or self.threads < 1:
@@ -139,7 +141,7 @@ def answer(
         warmup=settings.warmup,
         seeds=dict(bench.seeds),
         subjects={name: one.series(name) for name, one in measured.items()},
-        hardware=Hardware.of(limits, load.cores()),
+        hardware=Hardware.of(limits, load.cores(), settings.accelerator),
         versions=records.versions(),
         commit=records.commit(),
         command=settings.command,

@@ -36,10 +36,25 @@ class Series:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Accelerator:
+    """A device that subjects ran on, and what it reached in the same run.
+
+    copy_bytes_per_s  of a large copy, bytes read and bytes written
+    bf16_flop_per_s   of a large square product; a multiply-add counts as two operations
+    """
+
+    name: str
+    memory_bytes: int
+    copy_bytes_per_s: float
+    bf16_flop_per_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Hardware:
     """A class of machine, and what the one at hand reached in the same run. Names no host.
 
     other_cores  cores that everything else on the machine kept busy while subjects ran; None where unknown
+    accelerator  where subjects ran on one
     """
 
     cpu: Cpu
@@ -48,9 +63,12 @@ class Hardware:
     total_memory_bytes: int
     limits: dict[str, float]
     other_cores: float | None = None
+    accelerator: Accelerator | None = None
 
     @classmethod
-    def of(cls, limits: MachineLimits, other_cores: float | None = None) -> Hardware:
+    def of(
+        cls, limits: MachineLimits, other_cores: float | None = None, accelerator: Accelerator | None = None
+    ) -> Hardware:
         rates = {
             name: value
             for name, value in asdict(limits).items()
@@ -63,11 +81,14 @@ class Hardware:
             total_memory_bytes=limits.total_memory_bytes,
             limits=rates,
             other_cores=other_cores,
+            accelerator=accelerator,
         )
 
     @property
     def slug(self) -> str:
         """Folder of the records of this class of machine."""
+        if self.accelerator is not None:
+            return slug(self.accelerator.name)
         newest = self.cpu.instruction_sets[-1:] or (self.cpu.architecture,)
         return slug(f"{self.cpu.model} {self.num_cores} cores {newest[0]}")
 

@@ -20,15 +20,16 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 Config = dict[str, Any]
 
 
-def write_folder(shape: Path, folder: Path, *, seed: int = 0) -> None:
+def write_folder(shape: Path, folder: Path, *, seed: int = 0, device: str = "cpu") -> None:
     """Write config.json, bf16 safetensors and the bundled model's tokenizer to `folder`.
 
     Weights are normal with standard deviation 0.02, those of norms 1; each tensor is drawn from its own
-    generator, seeded by (seed, name). Token ids past the tokenizer's have no text; the peers take token ids.
+    generator, seeded by (seed, name), on `device`: another kind gives other numbers. Token ids past the
+    tokenizer's have no text; the peers take token ids.
     Raises ValueError for a family that is not known here, or a vocabulary below the tokenizer's.
     """
     config = json.loads(shape.read_text())
-    tensors = {name: draw(name, size, seed) for name, size in tensor_shapes(config)}
+    tensors = {name: draw(name, size, seed, device) for name, size in tensor_shapes(config)}
     folder.mkdir(parents=True, exist_ok=True)
     source = bundled.path()
     ends = json.loads((source / "config.json").read_text())
@@ -79,13 +80,13 @@ def tensor_shapes(config: Config) -> Iterator[tuple[str, tuple[int, ...]]]:
         yield "lm_head.weight", table
 
 
-def draw(name: str, size: tuple[int, ...], seed: int) -> Tensor:
-    """One tensor, bf16."""
+def draw(name: str, size: tuple[int, ...], seed: int, device: str = "cpu") -> Tensor:
+    """One tensor, bf16, on the CPU."""
     if len(size) == 1:
         return torch.ones(size, dtype=torch.bfloat16)
     key = hashlib.sha256(f"{seed} {name}".encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(key[:8], "little") >> 1)
-    return torch.empty(size, dtype=torch.bfloat16).normal_(0.0, STD, generator=generator)
+    generator = torch.Generator(device).manual_seed(int.from_bytes(key[:8], "little") >> 1)
+    return torch.empty(size, dtype=torch.bfloat16, device=device).normal_(0.0, STD, generator=generator).cpu()
 
 
 def _write(path: Path, values: Config) -> None:

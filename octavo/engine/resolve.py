@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-import torch
-
 from octavo.arch import Arch
 from octavo.config import EngineConfig
 from octavo.core.scheduler import Limits
 from octavo.engine.machine import WHOLE, Machine, Share
 from octavo.errors import ConfigError
-from octavo.exec import graphs
 from octavo.kernels import native
-from octavo.models.ops import decisions_of
 from octavo.planner.device import device_workspace_bytes
 from octavo.planner.memory import DTYPE_BYTES, MemoryPlan, kv_block_bytes, weight_bytes, workspace_bytes
 from octavo.units import format_bytes
@@ -136,12 +132,18 @@ def _isa(config: EngineConfig, device: str, dtype: str, made: list[Decision]) ->
 
 
 def _graphs(arch: Arch, device: str, dtype: str, made: list[Decision]) -> None:
-    """Whether decode steps are recorded; of no account on a processor."""
+    """Whether decode steps are recorded; of no account on a processor, where nothing here needs torch."""
+    if device == "cpu":
+        return
+    import torch
+
+    from octavo.exec.graphs import why_not
+    from octavo.models.ops import decisions_of
+
     where = torch.device(device)
-    if where.type == "cuda":
-        reason = graphs.why_not(arch, where, decisions_of(arch, getattr(torch, dtype), where))
-        because = reason or "one launch for a step of a size that has been seen before"
-        made.append(Decision("graphs", "none" if reason else "decode steps", because))
+    reason = why_not(arch, where, decisions_of(arch, getattr(torch, dtype), where))
+    because = reason or "one launch for a step of a size that has been seen before"
+    made.append(Decision("graphs", "none" if reason else "decode steps", because))
 
 
 def _threads(config: EngineConfig, machine: Machine, share: Share, made: list[Decision]) -> int:

@@ -13,6 +13,7 @@ from octavo.engine.machine import Machine
 from octavo.engine.resolve import Resolved, resolve
 from octavo.errors import ConfigError
 from octavo.kernels import native
+from octavo.planner.device import device_workspace_bytes
 from octavo.units import GIB, MIB, format_bytes
 from tests.engine.tiny import CONFIG
 
@@ -234,3 +235,24 @@ def test_quantized_weights_are_a_decision_and_take_less_memory(quantization: str
     assert plain.quantization is None
     assert rounded.memory.weight_bytes < 0.6 * plain.memory.weight_bytes
     assert rounded.memory.kv_block_bytes == plain.memory.kv_block_bytes
+
+
+@pytest.mark.parametrize("has_triton", [False, True])
+def test_a_gpu_has_its_own_work_space_and_says_whether_steps_are_recorded(
+    has_triton: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("octavo.kernels.triton.util.find_spec", lambda _: object() if has_triton else None)
+    resolved = settle(on="cuda", free=64 * GIB)
+    value, because = by_field(resolved)["graphs"]
+    assert (value, "one launch" in because) == (("decode steps", True) if has_triton else ("none", False))
+    assert has_triton or "paged_attention, linear" in because
+    planned = device_workspace_bytes(
+        Arch.from_config(LARGE),
+        2,
+        max_num_batched_tokens=resolved.limits.max_num_batched_tokens,
+        max_num_seqs=resolved.limits.max_num_seqs,
+        max_model_len=4096,
+    )
+    assert resolved.memory.workspace_bytes == planned
+    assert resolved.isa is None
+    assert "graphs" not in by_field(settle())

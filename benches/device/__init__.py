@@ -1,0 +1,1 @@
+"""What `python -m benches.gpu` checks and measures on an NVIDIA GPU."""
