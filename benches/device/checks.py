@@ -32,8 +32,9 @@ SUITES = (
     ("draws on the device", "tests/decode/test_device.py"),
     ("equal bits in any company", "tests/engine/test_exact.py"),
     ("equal bits behind running steps", "tests/engine/test_behind.py"),
-    ("parity with transformers", "tests/parity"),
+    ("parity with transformers", "tests/parity --model-device=cuda"),
 )
+PYTEST = ("-q", "-x", "-m", "not slow", "-p", "no:cacheprovider", "-o", "addopts=", "--import-mode=importlib")
 BLOCK_TOKENS = 16
 LENGTHS = (300, 1, 17, 130, 16, 513)
 NUM_DECODES = 12
@@ -43,19 +44,7 @@ def run_suites(*, only_collect: bool) -> list[str]:
     """Runs the suites one after another; returns what each said last. Raises GateFailed at the first that fails."""
     said = []
     for what, path in SUITES:
-        command = [
-            sys.executable,
-            "-m",
-            "pytest",
-            path,
-            "-q",
-            "-x",
-            "-m",
-            "not slow",
-            "-p",
-            "no:cacheprovider",
-        ]
-        command += ["-o", "addopts=", "--import-mode=importlib"]
+        command = [sys.executable, "-m", "pytest", *path.split(), *PYTEST]
         if only_collect and path.endswith("triton_cases.py"):
             command = [sys.executable, "-m", "compileall", "-q", path]
         elif only_collect:

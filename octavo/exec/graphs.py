@@ -127,13 +127,17 @@ class Graphs:
         self, flat: Flat, rows: Sequence[int], previous: Tensor | None, *, wants_hidden: bool
     ) -> Rows:
         bucket = self.sizes.bucket(len(flat.counts), flat.num_positions)
-        if bucket is None or not flat.only_decodes or wants_hidden or not rows:
+        is_fed = previous is not None and not flat.is_known
+        too_many = (
+            is_fed and previous is not None and len(previous) > len(self._previous)
+        )  # many choices of a prompt
+        if bucket is None or not flat.only_decodes or wants_hidden or not rows or too_many:
             return self._eager(flat, rows, previous, wants_hidden=wants_hidden)
         replay = self._graph(bucket)
         form = Form(bucket.num_seqs, bucket.num_seqs, flat.form.width)
         tables = to_device(flat, form, self.model.device, self._landing)["tables"]
         self._tables[: bucket.num_seqs, : form.width].copy_(tables)
-        if previous is not None:
+        if is_fed and previous is not None:
             self._previous[: len(previous)].copy_(previous)
         replay()
         logits = self._logits[: len(flat.counts)]
@@ -163,19 +167,24 @@ def _fill_up(arrays: dict[str, Tensor]) -> None:
 
 
 def _cuda_capture() -> Capture:
-    """Graphs that share one pool of memory. The work is carried out once before: kernels are built then."""
+    """Graphs that share one pool of memory. The work is carried out once before: kernels are built then.
+
+    Not `torch.cuda.graph`, which collects garbage and empties the allocator each time: requests are waiting.
+    """
     pool: Any = torch.cuda.graph_pool_handle()
+    aside = torch.cuda.Stream()
 
     def capture(work: Callable[[], object]) -> Replay:
-        aside = torch.cuda.Stream()
-        aside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(aside):
-            work()
-        torch.cuda.current_stream().wait_stream(aside)
+        work()
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=pool):
-            work()
+        with torch.cuda.stream(aside):
+            graph.capture_begin(pool=pool, capture_error_mode="thread_local")
+            try:
+                work()
+            finally:
+                graph.capture_end()
+        torch.cuda.current_stream().wait_stream(aside)
         return graph.replay
 
     return capture

@@ -82,6 +82,7 @@ class Desk:
     runner: Runner
     lengths: tuple[int, ...] = (9, 1, 5, 14, 2)
     params: tuple[SamplingParams, ...] = PARAMS
+    samples: int = 1
     number: int = 0
     tables: dict[int, list[int]] = field(default_factory=dict)
 
@@ -102,7 +103,7 @@ class Desk:
                     seed=seq_id, end_token_ids=frozenset({3}),
                 )
             )  # fmt: skip
-            slices.append(self.slice(seq_id, 0, length))
+            slices.append(self.slice(seq_id, 0, length, self.samples))
         made: list[tuple[Step, list[Start], list[int]]] = [(self.step(slices), starts, [])]
         alive = list(range(len(self.lengths)))
         for n in range(num_decodes):
@@ -111,11 +112,11 @@ class Desk:
             made.append((self.step([self.slice(i, self.lengths[i] + n, 1) for i in order]), [], ended))
         return made
 
-    def slice(self, seq_id: int, start: int, count: int) -> Slice:
+    def slice(self, seq_id: int, start: int, count: int, samples: int = 1) -> Slice:
         table = self.tables.setdefault(seq_id, [])
         fresh = [self.free.pop() for _ in range(-(-(start + count) // P) - len(table))]
         table.extend(fresh)
-        return Slice(seq_id, 0, start, count, tuple(fresh), samples=1)
+        return Slice(seq_id, 0, start, count, tuple(fresh), samples=samples)
 
     def step(self, slices: list[Slice]) -> Step:
         self.number += 1
@@ -222,6 +223,17 @@ def test_steps_that_graphs_do_not_take_go_op_by_op(model: Model) -> None:
     got = Desk(Runner(model, kv, forward=graphs, draw=draw_together(model))).one_by_one(5)
     assert record.replayed == 0
     assert told(got) == told(Desk(runner(model, draw=draw_together(model))).one_by_one(5))
+
+
+def test_more_draws_than_there_are_sequences(model: Model) -> None:
+    """Each prompt draws three choices, more in all than a graph's memory of tokens holds: one step goes op by op."""
+    want = Desk(runner(model, draw=draw_together(model)), params=PARAMS[:2], samples=3).one_by_one(5)
+    kv = KvPool(model.kv_layout(P), model.arch.num_layers, NUM_BLOCKS)
+    record = Replayed()
+    padded = Runner(model, kv, forward=Graphs(model, kv, SIZES, capture=record), draw=draw_together(model))
+    got = Desk(padded, params=PARAMS[:2], samples=3).behind(5, [])
+    assert told(got) == told(want)
+    assert record.replayed == 4
 
 
 def test_why_not(model: Model) -> None:

@@ -41,7 +41,7 @@ class Driver:
     def feed(self, pieces: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
         """One forward pass over the next tokens of some sequences; their logits [n, V] by name."""
         batch = self._batch(pieces)
-        logits = self.model.logits(self.model.forward(batch, self.pool))
+        logits = self.model.logits(self.model.forward(batch, self.pool)).cpu()
         parts = logits.split([len(tokens) for tokens in pieces.values()])
         for name, tokens in pieces.items():
             self.lengths[name] += len(tokens)
