@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -115,13 +117,13 @@ class Form:
 
     @property
     def nbytes(self) -> int:
-        return self._sections()[-1][2]
+        return _sections(self)[-1][2]
 
     def views(self, memory: Tensor) -> dict[str, Tensor]:
         """The arrays in memory [at least nbytes] uint8: those of `Batch`, and `sources` [T] int32."""
         shapes = {"tables": (self.num_seqs, self.width)}
         found = {}
-        for name, begin, end, dtype, size in self._sections():
+        for name, begin, end, dtype, size in _sections(self):
             array = memory[begin:end].view(dtype)[:size]
             found[name] = array.view(shapes[name]) if name in shapes else array
         return found
@@ -131,30 +133,44 @@ class Form:
 
         Each is a sequence of one token, number 0 at position 0, whose key and value go to slot 0, in the null block.
         """
-        into = {name: array.numpy() for name, array in self.views(memory).items()}
-        for name in ("tokens", "positions", "slots", "sources", "starts", "counts"):
-            values = getattr(flat, name)
-            into[name][: len(values)] = values
-            into[name][len(values) :] = {"sources": -1, "counts": 1}.get(name, 0)
-        tables = into["tables"]
-        tables[:] = 0
-        for row, table in zip(tables, flat.tables, strict=False):
-            row[: len(table)] = table
+        into = memory.numpy()
+        for name, begin, end, dtype, size in _sections(self):
+            array = into[begin:end].view(_NUMPY[dtype])[:size]
+            if name == "tables":
+                _write_tables(flat.tables, array.reshape(self.num_seqs, self.width))
+            else:
+                values = getattr(flat, name)
+                array[: len(values)] = values
+                array[len(values) :] = _FILL.get(name, 0)
 
-    def _sections(self) -> list[tuple[str, int, int, torch.dtype, int]]:
-        """(name, first byte, end, dtype, items) of each array."""
-        sizes = {
-            "tokens": (torch.int64, self.num_rows), "positions": (torch.int64, self.num_rows),
-            "slots": (torch.int64, self.num_rows), "sources": (torch.int32, self.num_rows),
-            "starts": (torch.int32, self.num_seqs), "counts": (torch.int32, self.num_seqs),
-            "tables": (torch.int32, self.num_seqs * self.width),
-        }  # fmt: skip
-        sections, begin = [], 0
-        for name, (dtype, size) in sizes.items():
-            end = begin + math.ceil(size * dtype.itemsize / ALIGN_BYTES) * ALIGN_BYTES
-            sections.append((name, begin, end, dtype, size))
-            begin = end
-        return sections
+
+_FILL = {"sources": -1, "counts": 1}
+"""What arrays hold of rows and sequences that only fill up; 0 where nothing is said."""
+_NUMPY: dict[torch.dtype, type[np.signedinteger[Any]]] = {torch.int64: np.int64, torch.int32: np.int32}
+
+
+@lru_cache(maxsize=1024)
+def _sections(form: Form) -> tuple[tuple[str, int, int, torch.dtype, int], ...]:
+    """(name, first byte, end, dtype, items) of each array."""
+    sizes = {
+        "tokens": (torch.int64, form.num_rows), "positions": (torch.int64, form.num_rows),
+        "slots": (torch.int64, form.num_rows), "sources": (torch.int32, form.num_rows),
+        "starts": (torch.int32, form.num_seqs), "counts": (torch.int32, form.num_seqs),
+        "tables": (torch.int32, form.num_seqs * form.width),
+    }  # fmt: skip
+    sections, begin = [], 0
+    for name, (dtype, size) in sizes.items():
+        end = begin + math.ceil(size * dtype.itemsize / ALIGN_BYTES) * ALIGN_BYTES
+        sections.append((name, begin, end, dtype, size))
+        begin = end
+    return tuple(sections)
+
+
+def _write_tables(tables: Sequence[NDArray[np.int32]], into: NDArray[np.int32]) -> None:
+    """Rows padded with block 0, the null block, which kernels never read."""
+    into[:] = 0
+    for row, table in zip(into, tables, strict=False):
+        row[: len(table)] = table
 
 
 def flatten(slices: Sequence[Slice], held: Mapping[int, Held], block_tokens: int) -> Flat:
@@ -189,6 +205,8 @@ def to_device(flat: Flat, form: Form, device: torch.device, into: Tensor | None 
     into  memory there, [at least form.nbytes] uint8; None takes some
     """
     is_cuda = device.type == "cuda"
+    if device.type == "cpu" and into is None and form == flat.form:
+        return _on_host(flat)
     memory = torch.empty(form.nbytes, dtype=torch.uint8, pin_memory=is_cuda)
     form.write(flat, memory)
     if into is not None:
@@ -196,6 +214,21 @@ def to_device(flat: Flat, form: Form, device: torch.device, into: Tensor | None 
     else:
         into = memory.to(device, non_blocking=is_cuda)
     return form.views(into)
+
+
+def _on_host(flat: Flat) -> dict[str, Tensor]:
+    """The arrays as they are: where nothing is transferred, one piece of memory is of no use."""
+    tables = np.empty((len(flat.tables), flat.form.width), dtype=np.int32)
+    _write_tables(flat.tables, tables)
+    return {
+        "tokens": torch.tensor(flat.tokens, dtype=torch.int64),
+        "positions": torch.tensor(flat.positions, dtype=torch.int64),
+        "slots": torch.tensor(flat.slots, dtype=torch.int64),
+        "sources": torch.tensor(flat.sources, dtype=torch.int32),
+        "starts": torch.tensor(flat.starts, dtype=torch.int32),
+        "counts": torch.tensor(flat.counts, dtype=torch.int32),
+        "tables": torch.from_numpy(tables),
+    }
 
 
 def batch_of(arrays: Mapping[str, Tensor], num_positions: int, previous: Tensor | None) -> Batch:
@@ -214,10 +247,7 @@ def batch_of(arrays: Mapping[str, Tensor], num_positions: int, previous: Tensor 
 def build(
     slices: Sequence[Slice], held: Mapping[int, Held], block_tokens: int, device: torch.device
 ) -> Batch:
-    """The batch of a step all of whose tokens are known.
-
-    Tables are padded with block 0, the null block, which kernels never read.
-    """
+    """The batch of a step all of whose tokens are known."""
     flat = flatten(slices, held, block_tokens)
     if not flat.is_known:
         raise Bug("a step with tokens that nobody has read needs those of the step before")

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from octavo.core.sequence import SamplingParams
 from octavo.core.step import Slice
 from octavo.errors import Bug
-from octavo.exec.batch import Held, build
+from octavo.exec.batch import ALIGN_BYTES, UNKNOWN, Form, Held, batch_of, build, flatten, to_device
 from octavo.exec.executor import Start
 
 CPU = torch.device("cpu")
@@ -109,3 +109,41 @@ def test_a_token_nobody_told_the_worker_is_a_bug() -> None:
 def test_a_position_without_a_block_is_a_bug() -> None:
     with pytest.raises(Bug, match="1 blocks of 2 tokens cannot hold position 2"):
         build([Slice(0, 0, start=0, num_tokens=3)], {0: held([1, 2, 3], [1])}, 2, CPU)
+
+
+@given(cases(), st.integers(0, 3), st.integers(0, 3))
+@settings(max_examples=50, deadline=None)
+def test_one_piece_of_memory_holds_the_same_arrays(case: Case, more_seqs: int, more_blocks: int) -> None:
+    """And rows that fill it up: sequences of one token in the null block."""
+    known = {i: held(case.tokens[i], case.tables[i]) for i in range(len(case.tokens))}
+    want, flat = (
+        build(case.pieces, known, case.block_tokens, CPU),
+        flatten(case.pieces, known, case.block_tokens),
+    )
+    num_rows, num_seqs, width = flat.form.num_rows, flat.form.num_seqs, flat.form.width
+    form = Form(num_rows + more_seqs, num_seqs + more_seqs, width + more_blocks)
+    memory = torch.full((form.nbytes + 9,), 77, dtype=torch.uint8)
+    arrays = to_device(flat, form, CPU, memory)
+    assert memory[form.nbytes :].tolist() == [77] * 9
+    for name in ("tokens", "positions", "slots"):
+        assert arrays[name].tolist() == [*getattr(want, name).tolist(), *[0] * more_seqs]
+        assert (arrays[name].data_ptr() - memory.data_ptr()) % ALIGN_BYTES == 0
+    assert arrays["starts"].tolist() == [*want.starts.tolist(), *[0] * more_seqs]
+    assert arrays["counts"].tolist() == [*want.counts.tolist(), *[1] * more_seqs]
+    assert arrays["sources"].tolist() == [-1] * form.num_rows
+    tables = torch.zeros(form.num_seqs, form.width, dtype=torch.int32)
+    tables[:num_seqs, :width] = want.tables
+    assert torch.equal(arrays["tables"], tables)
+
+
+def test_an_unread_token_comes_from_the_step_before() -> None:
+    known = {0: held([5, 6, UNKNOWN], [3]), 1: held([9, UNKNOWN], [4])}
+    known[0].source, known[1].source = 2, 0
+    slices = [Slice(0, 0, 2, 1), Slice(1, 0, 0, 1)]
+    flat = flatten(slices, known, 4)
+    assert flat.sources == [2, -1]
+    assert not flat.is_known
+    batch = batch_of(to_device(flat, flat.form, CPU), flat.num_positions, torch.tensor([40, 50, 60]))
+    assert batch.tokens.tolist() == [60, 9]
+    with pytest.raises(Bug, match="nobody has read"):
+        build(slices, known, 4, CPU)
