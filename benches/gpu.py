@@ -29,7 +29,7 @@ from octavo import LLM, bundled
 from octavo.engine.gpu import lacks
 from octavo.engine.measure import MachineLimits, measure_machine
 from octavo.errors import OctavoError
-from octavo.units import MIB
+from octavo.units import MIB, format_bytes
 
 SHAPES = Path(__file__).parent / "shapes"
 BLOCK_TOKENS = 16
@@ -237,6 +237,9 @@ class Measured:
         answering: dict[str, Subject] = {"octavo": subjects.throughput(llm, trial.requests)}
         notes = []
         if has_peer:
+            if trial.device == "cuda":
+                free = format_bytes(torch.cuda.mem_get_info()[0])
+                notes.append(f"transformers found {free} of device memory free beside octavo")
             try:
                 answering["transformers"] = Peer(self.folder, torch.device(trial.device)).subject(
                     trial.requests
