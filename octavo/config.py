@@ -29,7 +29,7 @@ DTYPES = {
 LATER_KV_DTYPES = ("int8", "int4", "fp8", "fp8_e4m3", "fp8_e5m2")
 QUANTIZATION = ("int8", "int4")
 LATER_QUANTIZATION = ("fp8", "gptq", "awq", "compressed-tensors", "bitsandbytes")
-KERNELS = ("auto", "reference", "portable", "avx2", "avx512", "amx", "emulated")
+KERNELS = ("auto", "reference", "portable", "avx2", "avx512", "avx512_bf16", "amx", "emulated")
 
 
 def _knob(
@@ -126,7 +126,8 @@ class RuntimeConfig:
     device: str = _knob("auto", "auto, cpu, cuda or cuda:N")
     num_threads: int | None = _knob(None, "CPU threads of the engine", text="count", none="auto")
     kernels: str = _knob(
-        "auto", "auto, reference (plain torch), or an instruction set: portable, avx2, avx512, amx"
+        "auto",
+        "auto, reference (plain torch), or an instruction set: portable, avx2, avx512, avx512_bf16, amx",
     )
     recorder_bytes: int = _knob(
         16 * MIB, "memory for what an engine remembers of its last steps, such as 16MiB", text="bytes"

@@ -122,7 +122,7 @@ def implementations(args: argparse.Namespace) -> dict[str, Impl]:
     sizes = {"H": args.heads, "K": args.kv_heads, "D": args.head_dim}
     dtype = trial.DTYPES[args.dtype]
     found = trial.fitting(IMPLS, "paged_attention", Need(device="cpu", dtype=dtype, sizes=sizes))
-    return found | compiled.attentions(dtype)
+    return found | compiled.attentions(dtype, args.kernels)
 
 
 def gate(case: Case, impls: dict[str, Impl]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from octavo.kernels.choose import Impl, fits_all
-from octavo.kernels.native import DTYPES, instruction_sets, module
+from octavo.kernels.native import DTYPES, module
 
 WHOLE = ("int8", "int4")
 """Formats whose products round the activations too, to whole numbers up to 127 times a scale for each row."""
@@ -18,9 +19,11 @@ WHOLE = ("int8", "int4")
 class Op:
     """A program that holds one operation."""
 
-    def __init__(self, dtype: torch.dtype, heads: int, kv_heads: int, width: int, block_tokens: int) -> None:
+    def __init__(
+        self, isa: str, dtype: torch.dtype, heads: int, kv_heads: int, width: int, block_tokens: int
+    ) -> None:
         self.dtype, self.width, self.block_tokens = dtype, width, block_tokens
-        isa, threads = instruction_sets()[0], torch.get_num_threads()
+        threads = torch.get_num_threads()
         self.program = module().Program(
             isa, threads, name_of(dtype), heads, kv_heads, width, block_tokens, 1e-6
         )
@@ -45,11 +48,11 @@ class Product:
     to: int
 
     @classmethod
-    def of(cls, matrix: Tensor, format: str) -> Product:
-        weight = module().Weight(instruction_sets()[0], format, *matrix.shape)
+    def of(cls, matrix: Tensor, format: str, isa: str) -> Product:
+        weight = module().Weight(isa, format, *matrix.shape)
         if not weight.fill(0, 0, matrix, torch.get_num_threads()):
             raise ValueError("a weight must be finite")
-        op = Op(matrix.dtype, 1, 1, 2, 16)
+        op = Op(isa, matrix.dtype, 1, 1, 2, 16)
         source, to = op.program.buffer(matrix.shape[1]), op.program.buffer(matrix.shape[0])
         op.program.linear(weight, source, to)
         return cls(format, weight, op, source, to)
@@ -81,31 +84,31 @@ def name_of(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def linears(dtype: torch.dtype) -> dict[str, Impl]:
+def linears(dtype: torch.dtype, isas: Sequence[str]) -> dict[str, Impl]:
     """Products with weights in the activations' own format and in whole numbers, by name; none where no kernel fits."""
-    if name_of(dtype) not in DTYPES or not instruction_sets():
+    if name_of(dtype) not in DTYPES:
         return {}
 
-    def made(format: str) -> Impl:
+    def made(isa: str, format: str) -> Impl:
         return Impl(
-            "linear", format, lambda x, packed: packed.run(x), fits_all, lambda w: Product.of(w, format)
+            "linear", format, lambda x, packed: packed.run(x), fits_all, lambda w: Product.of(w, format, isa)
         )
 
-    return {f"{instruction_sets()[0]} {format}": made(format) for format in (name_of(dtype), *WHOLE)}
+    return {f"{isa} {format}": made(isa, format) for isa in isas for format in (name_of(dtype), *WHOLE)}
 
 
-def attentions(dtype: torch.dtype) -> dict[str, Impl]:
+def attentions(dtype: torch.dtype, isas: Sequence[str]) -> dict[str, Impl]:
     """Attention over blocks in panels, by name; none where no kernel fits."""
-    if name_of(dtype) not in DTYPES or not instruction_sets():
+    if name_of(dtype) not in DTYPES:
         return {}
-    return {instruction_sets()[0]: Impl("paged_attention", instruction_sets()[0], _Attention(), fits_all)}
+    return {isa: Impl("paged_attention", isa, _Attention(isa), fits_all) for isa in isas}
 
 
 class _Attention:
     """Lays blocks out in panels when they are others than in the last call."""
 
-    def __init__(self) -> None:
-        self._blocks, self._heads = torch.empty(0), 0
+    def __init__(self, isa: str) -> None:
+        self._isa, self._blocks, self._heads = isa, torch.empty(0), 0
 
     def __call__(
         self, q: Tensor, blocks: Tensor, tables: Tensor, starts: Tensor, counts: Tensor, scale: float
@@ -114,9 +117,9 @@ class _Attention:
         if scale != width**-0.5:
             raise ValueError(f"compiled attention scales by {width**-0.5}, not by {scale}")
         if blocks is not self._blocks or heads != self._heads:
-            self._blocks, self._heads, self._arena = blocks, heads, panels(blocks)
+            self._blocks, self._heads, self._arena = blocks, heads, panels(self._isa, blocks)
             kv_heads = blocks.shape[3]
-            self._op = Op(q.dtype, heads, kv_heads, width, blocks.shape[2])
+            self._op = Op(self._isa, q.dtype, heads, kv_heads, width, blocks.shape[2])
             self._source = self._op.program.buffer((heads + 2 * kv_heads) * width)
             self._to = self._op.program.buffer(heads * width)
             self._op.program.attention(self._source, 0, 0, self._to)
@@ -129,10 +132,10 @@ class _Attention:
         return out.view(q.shape)
 
 
-def panels(blocks: Tensor) -> Tensor:
+def panels(isa: str, blocks: Tensor) -> Tensor:
     """Blocks [B, 2, P, K, D] as an arena of one layer, by the kernel that writes keys and values."""
     num_blocks, _, tokens, kv_heads, width = blocks.shape
-    op = Op(blocks.dtype, kv_heads, kv_heads, width, tokens)
+    op = Op(isa, blocks.dtype, kv_heads, kv_heads, width, tokens)
     source = op.program.buffer(3 * kv_heads * width)
     op.program.rope(source, 0, None, None)
     arena = torch.zeros(1, num_blocks, op.program.block_items, dtype=blocks.dtype)

@@ -40,7 +40,7 @@ def build(args: argparse.Namespace, limits: MachineLimits) -> Iterator[Bench]:
         (torch.randn(num_out, num_in, generator=draw) * num_in**-0.5).to(dtype) for _ in range(num_copies)
     ]
     need = Need(device="cpu", dtype=dtype, sizes={"O": num_out, "I": num_in})
-    impls = trial.fitting(IMPLS, "linear", need) | compiled.linears(dtype)
+    impls = trial.fitting(IMPLS, "linear", need) | compiled.linears(dtype, args.kernels)
     packed = {name: [_pack(impl, weight) for weight in weights] for name, impl in impls.items()}
     for num_rows in args.rows:
         x = torch.randn(num_rows, num_in, generator=draw).to(dtype)

@@ -15,6 +15,7 @@ from benches import harness
 from benches.harness import Bench, Figures, GateFailed, Subject
 from octavo.engine.measure import MachineLimits, measure_machine
 from octavo.kernels.choose import Impl, Need
+from octavo.kernels.native import instruction_sets
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 F32_UNIT = torch.finfo(torch.float32).eps / 2
@@ -99,6 +100,12 @@ def run(
     parser = argparse.ArgumentParser(prog=f"python -m {module}", description=doc)
     parser.add_argument(
         "--dtype", choices=DTYPES, default="bfloat16", help="of operands (default %(default)s)"
+    )
+    parser.add_argument(
+        "--kernels",
+        type=lambda text: text.split(","),
+        default=list(instruction_sets()[:1]),
+        help="instruction sets of the compiled kernels, in turns (default: the best)",
     )
     configure(parser)
     harness.arguments(parser)

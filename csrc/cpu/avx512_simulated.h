@@ -6,8 +6,10 @@
 #include <simde/x86/avx512.h>
 #include <simde/x86/fma.h>
 
+#include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 
 namespace octavo::cpu {
 namespace {
@@ -41,6 +43,25 @@ inline __m256i simulated_cvtepi32_epi16(__m512i x) {
 }
 inline __m512i simulated_maskz_slli_epi32(unsigned mask, __m512i x, unsigned count) {
   return simulated<__m512i, uint32_t>(x, [&](uint32_t lane, int i) { return (mask >> i & 1u) != 0 && count < 32 ? lane << count : 0u; });
+}
+
+// Two multiply-adds in every lane, of the second of each pair and then of the first, with numbers below the normal ones
+// taken, and given, as 0 (Intel SDM volume 2, VDPBF16PS).
+inline __m512 simulated_dpbf16_ps(__m512 sum, __m512i line, __m512i x) {
+  float from[16];
+  uint32_t pairs[16];
+  std::memcpy(from, &sum, sizeof from);
+  std::memcpy(pairs, &x, sizeof pairs);
+  const auto normal = [](float value) { return std::fabs(value) < std::numeric_limits<float>::min() ? std::copysign(0.0f, value) : value; };
+  const auto number = [&](uint32_t upper_half) {
+    float value;
+    std::memcpy(&value, &upper_half, sizeof value);
+    return normal(value);
+  };
+  return simulated<__m512, uint32_t>(line, [&](uint32_t pair, int i) {
+    const float second = normal(std::fma(number(pair & 0xffff0000u), number(pairs[i] & 0xffff0000u), normal(from[i])));
+    return normal(std::fma(number(pair << 16), number(pairs[i] << 16), second));
+  });
 }
 
 #define _mm512_cvtps_epi32 simulated_cvtps_epi32

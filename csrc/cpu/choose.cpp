@@ -34,8 +34,10 @@ std::vector<const Kernels*> usable_kernels() {
   const bool wide = has("avx512f") && has("avx512bw") && has("avx512_vnni");
   offer(amx_kernels(), wide && has("amx_bf16") && has("amx_int8") && may_use_tiles());
 #ifdef OCTAVO_SIMDE
-  offer(avx512_kernels(), has("avx2") && has("fma"));  // what they are built from
+  offer(avx512_bf16_kernels(), has("avx2") && has("fma"));  // what they are built from
+  offer(avx512_kernels(), has("avx2") && has("fma"));
 #else
+  offer(avx512_bf16_kernels(), wide && has("avx512_bf16"));
   offer(avx512_kernels(), wide);
 #endif
   offer(avx2_kernels(), has("avx2") && has("fma"));

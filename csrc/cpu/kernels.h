@@ -170,7 +170,8 @@ struct Kernels {
   void (*unpack)(const Weight& weight, size_t panel, float* columns);
   // Bytes of one row as `linear` wants it.
   size_t (*row_bytes)(const Weight& weight);
-  // Rows [rows, in] to prepared rows. Kernels on tiles round float32 rows to bfloat16 where the weight is.
+  // Rows [rows, in] to prepared rows. Kernels on tiles, and on pairs of bfloat16, round float32 rows to bfloat16 where
+  // the weight is.
   void (*prepare)(const Weight& weight, Number number, const void* x, size_t x_stride, char* out, size_t out_stride,
                   size_t num_rows);
   // Panels first .. last - 1 (even numbers where finish is gate) of rows first_row .. last_row - 1. `scratch` has
@@ -195,6 +196,7 @@ const Kernels* portable_kernels();
 // Null where this build has no such kernels; whether the processor can run them is another question.
 const Kernels* avx2_kernels();
 const Kernels* avx512_kernels();
+const Kernels* avx512_bf16_kernels();
 const Kernels* amx_kernels();
 // Those of amx with the tiles emulated: for tests.
 const Kernels* emulated_kernels();

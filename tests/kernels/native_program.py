@@ -12,6 +12,7 @@ cpu: Any = pytest.importorskip("octavo._cpu", reason="the compiled module is not
 
 ISAS: tuple[str, ...] = (*cpu.instruction_sets(), "emulated")
 ON_TILES = ("amx", "emulated")
+ON_PAIRS = ("avx512_bf16",)
 THREADS = (1, 2)
 
 

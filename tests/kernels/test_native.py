@@ -74,9 +74,10 @@ def test_features_are_what_the_operating_system_lists() -> None:
 def test_instruction_sets_are_those_the_features_allow() -> None:
     found, features = cpu.instruction_sets(), set(cpu.features())
     assert found[-1] == "portable"
-    assert [name for name in ("amx", "avx512", "avx2", "portable") if name in found] == found
+    assert [name for name in ("amx", "avx512_bf16", "avx512", "avx2", "portable") if name in found] == found
     assert ("avx2" in found) <= ({"avx2", "fma"} <= features)
     assert ("avx512" in found) <= ("avx512f" in features)
+    assert ("avx512_bf16" in found) <= ("avx512_bf16" in features)
     assert ("amx" in found) <= ("amx_bf16" in features)
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tests.kernels.dense_attention import Case, dense, random_case
-from tests.kernels.native_program import ISAS, ON_TILES, THREADS, cpu, name_of
+from tests.kernels.native_program import ISAS, ON_PAIRS, ON_TILES, THREADS, cpu, name_of
 from tests.kernels.numbers import DTYPES, assert_within, same_bits, seeded
 
 SLOW = ("emulated",)
@@ -126,6 +126,10 @@ def check(isa: str, case: Case, P: int, num_threads: int, window: int | None = N
     if key not in _known:  # with the case, so that no other takes its id
         _known[key] = case, *dense(case, case.q.shape[2] ** -0.5, window)
     _, want, bound = _known[key]
+    if isa in (*ON_TILES, *ON_PAIRS) and case.q.dtype == torch.bfloat16:
+        bound = (
+            2 * bound
+        )  # weights are rounded as well, which costs no more than the output's rounding is given
     assert_within(Paged(isa, case, P, num_threads, window).all_rows(), want, bound)
 
 
@@ -231,10 +235,11 @@ def test_long_contexts_keep_their_bits(isa: str, dtype: torch.dtype, window: int
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 @pytest.mark.parametrize("side", ["keys", "values"])
+@pytest.mark.parametrize("spoilt", [40, 41])
 def test_what_is_not_finite_spoils_only_rows_that_see_it(
-    isa: str, dtype: torch.dtype, value: float, side: str
+    isa: str, dtype: torch.dtype, value: float, side: str, spoilt: int
 ) -> None:
-    window, spoilt = 30, 40
+    window = 30
     case = random_case([100, 40], [100, 40], 4, 2, width(isa), dtype, seed=6)
     for P, has_window in ((4, None), (16, None), (16, window)):
         good = Paged(isa, case, P, 2, has_window).all_rows()

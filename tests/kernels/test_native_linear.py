@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.kernels.native_program import ISAS, ON_TILES, THREADS, gated, multiply, packed, seen
+from tests.kernels.native_program import ISAS, ON_PAIRS, ON_TILES, THREADS, gated, multiply, packed, seen
 from tests.kernels.numbers import DTYPES, F32, UNIT, assert_within, same_bits, seeded
 from tests.kernels.test_linear import product_and_bound
 
@@ -61,6 +61,11 @@ def wanted(format: str, group: int, x: Tensor, matrix: Tensor, bias: Tensor | No
     return product_and_bound(x, matrix, bias)
 
 
+def as_multiplied(isa: str, format: str, x: Tensor) -> Tensor:
+    """Tile registers, and products of pairs, multiply bfloat16 with nothing else."""
+    return x.bfloat16().to(x.dtype) if isa in (*ON_TILES, *ON_PAIRS) and format == "bfloat16" else x
+
+
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("format", "group"), FORMATS)
@@ -78,8 +83,7 @@ def test_equals_the_product_in_float64(
         for num_rows in (1, 2, 5, 13, 33, 130):
             x = seeded(num_rows, width, seed=num_rows, dtype=dtype)
             got = multiply(isa, weight, x, num_threads=1 + num_rows % 2)
-            if isa in ON_TILES and format == "bfloat16":  # tile registers multiply bfloat16 with nothing else
-                x = x.bfloat16().to(dtype)
+            x = as_multiplied(isa, format, x)
             assert_within(got, *wanted(format, group, x, matrix, bias))
 
 
@@ -91,8 +95,7 @@ def test_so_many_panels_that_a_thread_takes_several(
 ) -> None:
     weight = packed(isa, format, seeded(777, 333, seed=1, dtype=dtype), group=group)
     matrix, x = seen(weight, 777), seeded(25, 333, seed=2, dtype=dtype)
-    exact = x.bfloat16().to(dtype) if isa in ON_TILES and format == "bfloat16" else x
-    want, bound = wanted(format, group, exact, matrix, None)
+    want, bound = wanted(format, group, as_multiplied(isa, format, x), matrix, None)
     whole = multiply(isa, weight, x)
     assert_within(whole, want, bound)
     for num_threads in THREADS:
@@ -121,6 +124,41 @@ def test_int8_is_known_to_the_bit(isa: str, dtype: torch.dtype) -> None:
             x_codes, x_scale = whole_numbers(x)
             sums = (x_codes @ codes.t()).float() + 0.0
             assert same_bits(multiply(isa, weight, x), (sums * (scale.t() * x_scale)).to(dtype))
+
+
+def normal(x: Tensor) -> Tensor:
+    return torch.where(x.abs() < torch.finfo(torch.float32).tiny, 0.0, x)
+
+
+def sum_of_pairs(x: Tensor, rows: Tensor) -> Tensor:
+    """Of every pair of inputs the second product is added, then the first, each sum rounded once to float32; numbers
+    below the normal ones are taken, and given, as 0 (Intel SDM volume 2, VDPBF16PS).
+
+    A product has 16 bits. Where it is near half a unit of the sum, float64 holds both, so that rounding from there is
+    rounding once.
+    """
+    sums = torch.zeros(len(x), len(rows))
+    x, rows = normal(x.double()), normal(rows.double())
+    for first in range(0, x.shape[1], 2):
+        for k in (first + 1, first):
+            if k < x.shape[1]:
+                sums = normal((sums.double() + x[:, k, None] * rows[None, :, k]).float())
+    return sums
+
+
+@pytest.mark.parametrize("isa", ON_PAIRS)
+@pytest.mark.parametrize("scale", [1.0, 2.0**-60, 2.0**-63, 2.0**-128])
+def test_products_of_pairs_are_known_to_the_bit(isa: str, scale: float) -> None:
+    """At the smaller scales products, or the numbers themselves, are below the normal ones."""
+    if isa not in ISAS:
+        pytest.skip(f"{isa} does not run here")
+    for width, num_out in ((1, 1), (65, 37), (300, 95)):
+        rows = (seeded(num_out, width, seed=1) * scale).bfloat16()
+        weight = packed(isa, "bfloat16", rows)
+        for num_rows in (1, 13, 40):
+            x = (seeded(num_rows, width, seed=num_rows) * scale).bfloat16()
+            found = multiply(isa, weight, x)
+            assert torch.equal(found, sum_of_pairs(x, rows).bfloat16())
 
 
 @pytest.mark.parametrize("isa", ISAS)

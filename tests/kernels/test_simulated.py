@@ -20,7 +20,7 @@ import octavo, pytest
 spec = importlib.util.spec_from_file_location("octavo._cpu", sys.argv[1])
 octavo._cpu = sys.modules["octavo._cpu"] = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(octavo._cpu)
-assert "avx512" in octavo._cpu.instruction_sets()
+assert {"avx512", "avx512_bf16"} <= set(octavo._cpu.instruction_sets())
 sys.exit(pytest.main(["-k", "avx512", "-m", "not slow", "-p", "no:cacheprovider", *sys.argv[2:]]))
 """
 
