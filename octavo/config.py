@@ -27,7 +27,7 @@ DTYPES = {
 """Accepted spellings of a dtype, and the one the rest of Octavo uses."""
 
 LATER_KV_DTYPES = ("int8", "int4", "fp8", "fp8_e4m3", "fp8_e5m2")
-QUANTIZATION = ("int8", "int4")
+QUANTIZATION = ("int8", "int4", "w4a16")
 LATER_QUANTIZATION = ("fp8", "gptq", "awq", "compressed-tensors", "bitsandbytes")
 KERNELS = ("auto", "reference", "portable", "avx2", "avx512", "avx512_bf16", "amx", "emulated")
 
@@ -49,7 +49,9 @@ class ModelConfig:
     )
     dtype: str = _knob("auto", "auto, bfloat16, float16 or float32; auto takes the checkpoint's own")
     quantization: str | None = _knob(
-        None, "int8 or int4: round the weights when they are loaded (CPU)", none="none"
+        None,
+        "round weights at load: int8, int4, or w4a16 (int4, activations stay bfloat16) (CPU)",
+        none="none",
     )
     max_model_len: int | None = _knob(None, "longest prompt plus output, tokens", text="count", none="auto")
     seed: int = _knob(0, "seed of requests that bring none, and of random weights", text="int")
@@ -64,7 +66,7 @@ class ModelConfig:
             later = self.quantization in LATER_QUANTIZATION
             why = "this build does not read it yet" if later else "no such weight format is known"
             raise ConfigError(
-                f"quantization is {self.quantization!r}: {why}; use {' or '.join(QUANTIZATION)}, or leave it out to"
+                f"quantization is {self.quantization!r}: {why}; use {', '.join(QUANTIZATION)}, or leave it out to"
                 f" serve in {self.dtype}"
             )
         _optional_whole("max_model_len", self.max_model_len, 1, None)

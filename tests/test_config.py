@@ -132,7 +132,7 @@ def test_server_values_out_of_range_are_named(name, value):
         ServerConfig(**{name: value})
 
 
-@pytest.mark.parametrize("value", [None, "int8", "int4"])
+@pytest.mark.parametrize("value", [None, "int8", "int4", "w4a16"])
 def test_weights_may_be_quantized(value):
     assert EngineConfig.of(quantization=value).model.quantization == value
     assert BY_NAME["quantization"].parse(value or "none") == value

@@ -75,9 +75,17 @@ class Product:
         return out.double()
 
     def rounding(self, x: Tensor) -> Tensor:
-        """How far rounded activations may carry a product [T, O]: half a step for each input."""
-        half_step = x.double().abs().amax(-1, keepdim=True) / 254 * 1.001
-        return half_step * (self.format in WHOLE) * self.matrix().abs().sum(-1)
+        """How far a format may carry a product [T, O] beyond the rounding of its sums.
+
+        Half a step of each rounded activation; and where scaled codes and a minimum cancel, either may be four times
+        the largest weight.
+        """
+        matrix, wide = self.matrix().abs(), x.double().abs()
+        if self.format == "w4a16":
+            off = (x.double() - x.bfloat16().double()).abs() @ matrix.t()
+            return off + (x.shape[1] + 2) * 2.0**-24 * wide.sum(-1, keepdim=True) * 4 * matrix.amax(-1)
+        half_step = wide.amax(-1, keepdim=True) / 254 * 1.001
+        return half_step * (self.format in WHOLE) * matrix.sum(-1)
 
 
 def name_of(dtype: torch.dtype) -> str:
@@ -94,7 +102,9 @@ def linears(dtype: torch.dtype, isas: Sequence[str]) -> dict[str, Impl]:
             "linear", format, lambda x, packed: packed.run(x), fits_all, lambda w: Product.of(w, format, isa)
         )
 
-    return {f"{isa} {format}": made(isa, format) for isa in isas for format in (name_of(dtype), *WHOLE)}
+    return {
+        f"{isa} {format}": made(isa, format) for isa in isas for format in (name_of(dtype), *WHOLE, "w4a16")
+    }
 
 
 def attentions(dtype: torch.dtype, isas: Sequence[str]) -> dict[str, Impl]:

@@ -1,7 +1,7 @@
 """What does rounding a model's weights at load cost in quality?
 
-The bundled model in its own numbers, in int8 and in int4: perplexity of the held-out texts, and exact answers to
-questions about the standard library. Every subject is asked the same.
+The bundled model in its own numbers, in int8, in int4, and in int4 with activations left in bfloat16: perplexity of the
+held-out texts, and exact answers to questions about the standard library. Every subject is asked the same.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import msgspec
 from benches import harness
 from benches.harness import Bench, Figures, GateFailed
 
-FORMATS = ("none", "int8", "int4")
+FORMATS = ("none", "int8", "int4", "w4a16")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,7 +42,7 @@ def bench(limit: int) -> Bench:
         gate=_gate,
         subjects={format: partial(quality, format, limit) for format in FORMATS},
         notes=[
-            "layers in the named format; the head and the tied embedding in int8 in both; norms in bfloat16"
+            "layers in the named format; the head and the tied embedding in int8 in all; norms in bfloat16"
         ],
     )
 

@@ -49,8 +49,8 @@ Format format_named(const std::string& name) {
   if (name == "float32") return Format::f32;
   if (name == "bfloat16") return Format::bf16;
   if (name == "int8") return Format::int8;
-  if (name == "int4") return Format::int4;
-  refuse("format must be float32, bfloat16, int8 or int4, got '" + name + "'");
+  if (name == "int4" || name == "w4a16") return Format::int4;
+  refuse("format must be float32, bfloat16, int8, int4 or w4a16, got '" + name + "'");
 }
 
 Finish finish_named(const std::string& name) {
@@ -67,7 +67,8 @@ std::shared_ptr<Packed> make_packed(const std::string& isa, const std::string& f
   if (num_out == 0 || num_in == 0) refuse("a weight has at least one output and one input");
   if (num_parts != 1 && (num_parts != 2 || num_out % 2)) refuse("num_parts is 1, or 2 of equal size");
   if (group != 32 && group != 64 && group != 128) refuse("group must be 32, 64 or 128, got " + std::to_string(group));
-  return std::make_shared<Packed>(kernels_named(isa), format_named(format), num_out, num_in, num_parts, has_bias, group);
+  return std::make_shared<Packed>(kernels_named(isa), format_named(format), num_out, num_in, num_parts, has_bias, group,
+                                  format != "w4a16");
 }
 
 template <class T>

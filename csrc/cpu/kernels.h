@@ -47,6 +47,7 @@ struct Weight {
   size_t num_out = 0, num_in = 0;
   size_t num_panels = 0;           // two for each sixteen outputs of a gate and its up, which take turns
   size_t group = 0;                // int4: inputs that share a scale: 32, 64 or 128
+  bool whole_rows = true;          // int4: rows become whole numbers as well; else bfloat16
   char* lines = nullptr;           // [panels, panel_bytes]
   float* scales = nullptr;         // int8: [panels * 16]
   int32_t* column_sums = nullptr;  // int8: [panels * 16], of the codes

@@ -150,6 +150,14 @@ inline I high_nibbles(const uint8_t* line) {
   const __m256i mask = _mm256_set1_epi8(15);
   return {_mm256_and_si256(_mm256_srli_epi16(both.lo, 4), mask), _mm256_and_si256(_mm256_srli_epi16(both.hi, 4), mask)};
 }
+// Four bits of every lane, from bit `shift` on.
+template <int shift>
+inline F nibbles(const uint8_t* line) {
+  const I both = iload(reinterpret_cast<const int32_t*>(line));
+  const __m256i mask = _mm256_set1_epi32(15);
+  return {_mm256_cvtepi32_ps(_mm256_and_si256(_mm256_srli_epi32(both.lo, shift), mask)),
+          _mm256_cvtepi32_ps(_mm256_and_si256(_mm256_srli_epi32(both.hi, shift), mask))};
+}
 inline Shorts dot_nibbles(Shorts sum, I codes, const int8_t* x) {
   int32_t four;
   std::memcpy(&four, x, sizeof four);

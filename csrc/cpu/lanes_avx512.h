@@ -96,7 +96,15 @@ inline __m512i four_everywhere(const void* x) {
   std::memcpy(&four, x, sizeof four);
   return _mm512_set1_epi32(four);
 }
-inline I dot_four(I sum, I line, const Quant* x) { return {_mm512_dpbusd_epi32(sum.v, four_everywhere(x), line.v)}; }
+inline I four_of(const Quant* x) { return {four_everywhere(x)}; }
+inline I dot_four(I sum, I line, I four) {
+#if defined(__GNUC__) && !defined(__clang__) && !defined(OCTAVO_SIMDE)
+  asm("vpdpbusd %2, %1, %0" : "+v"(sum.v) : "v"(four.v), "v"(line.v));  // GCC copies the sums of its intrinsic to and fro
+  return sum;
+#else
+  return {_mm512_dpbusd_epi32(sum.v, four.v, line.v)};
+#endif
+}
 
 // Products with int4 weights.
 using Shorts = I;
@@ -106,6 +114,12 @@ inline I low_nibbles(const uint8_t* line) {
 }
 inline I high_nibbles(const uint8_t* line) {
   return {_mm512_and_si512(_mm512_srli_epi16(_mm512_loadu_si512(line), 4), _mm512_set1_epi8(15))};
+}
+// Four bits of every lane, from bit `shift` on.
+template <int shift>
+inline F nibbles(const uint8_t* line) {
+  const __m512i moved = _mm512_srli_epi32(_mm512_loadu_si512(line), shift);
+  return {_mm512_cvtepi32_ps(_mm512_and_si512(moved, _mm512_set1_epi32(15)))};
 }
 inline Shorts dot_nibbles(Shorts sum, I codes, const int8_t* x) {
   return {_mm512_dpbusd_epi32(sum.v, codes.v, four_everywhere(x))};

@@ -164,6 +164,15 @@ inline I high_nibbles(const uint8_t* line) {
     return static_cast<int32_t>(four >> 4 & 0x0f0f0f0fu);
   });
 }
+// Four bits of every lane, from bit `shift` on.
+template <int shift>
+inline F nibbles(const uint8_t* line) {
+  return each([&](int i) {
+    uint32_t four;
+    std::memcpy(&four, line + 4 * i, sizeof four);
+    return static_cast<float>(four >> shift & 15u);
+  });
+}
 inline Shorts dot_nibbles(Shorts sum, I codes, const int8_t* x) {
   return each_int([&](int i) {
     const auto four = static_cast<uint32_t>(codes.v[i]);

@@ -1,7 +1,7 @@
 // Matrix products with packed weights, any number of rows. Include after product.h.
 #pragma once
 
-#include "finish.h"
+#include "linear_codes.h"
 
 namespace octavo::cpu {
 namespace {
@@ -26,7 +26,7 @@ struct Prepared {
   void set_scale(char* row, float value) const { std::memcpy(row + elements_bytes + sums_bytes, &value, sizeof value); }
 };
 
-size_t row_bytes(const Weight& w) { return Prepared(w).bytes; }
+size_t row_bytes(const Weight& w) { return in_codes(w) ? CodesAsFloats::layout(w).bytes : Prepared(w).bytes; }
 
 template <class T>
 void widen_row(const Weight& w, const T* x, char* out) {
@@ -86,6 +86,7 @@ void prepare_rows(const Weight& w, const T* x, size_t x_stride, char* out, size_
 
 void prepare(const Weight& w, Number number, const void* x, size_t x_stride, char* out, size_t out_stride,
              size_t num_rows) {
+  if (in_codes(w)) return coded_prepare<CodesAsFloats>(w, number, x, x_stride, out, out_stride, num_rows);
   if (number == Number::bf16)
     prepare_rows(w, static_cast<const Bf16*>(x), x_stride, out, out_stride, num_rows);
   else
@@ -202,36 +203,24 @@ inline void unpack(const int8_t* at, size_t first, size_t last, int32_t* out) {
 }
 #endif
 
-template <int M>
-OCTAVO_INLINE void add_block(const Quant* x, size_t x_stride, const int32_t* lines, size_t num_in, int32_t* sums, size_t stride) {
-  I acc[M];
-  repeat<M>(OCTAVO_EACH(m) { acc[m] = iload(sums + m * stride); });
+// P parts of panels, each `num_in` inputs from input k on, as `dot_four` or `dot_half` take them.
+template <int M, int P>
+OCTAVO_INLINE void add_block(const Quant* x, size_t x_stride, const int32_t* const (&lines)[P], size_t num_in, int32_t* sums,
+                             size_t stride) {
+  I acc[M][P];
+  repeat<M * P>(OCTAVO_EACH(i) { acc[i / P][i % P] = iload(sums + i / P * stride + i % P * kPanel); });
 #ifdef OCTAVO_VNNI
-  for (size_t k = 0; k < num_in; k += 4) {
-    const int8_t* line = reinterpret_cast<const int8_t*>(lines) + k * kPanel;
-    const I codes = iload(reinterpret_cast<const int32_t*>(line));
-    repeat<M>(OCTAVO_EACH(m) { acc[m] = dot_four(acc[m], codes, x + m * x_stride + k); });
-  }
+  const int8_t* codes[P];
+  for (int p = 0; p < P; ++p) codes[p] = reinterpret_cast<const int8_t*>(lines[p]);
+  product<M, P>(x, x_stride, codes, 0, num_in, acc);
 #else
-  for (size_t k = 0; k < num_in; k += 2) {
-    const I half = iload(lines + k * (kPanel / 2));
-    repeat<M>(OCTAVO_EACH(m) { acc[m] = dot_half(acc[m], half, x + m * x_stride + k); });
-  }
+  for (size_t k = 0; k < num_in; k += 2)
+    repeat<P>(OCTAVO_EACH(p) {
+      const I half = iload(lines[p] + k * (kPanel / 2));
+      repeat<M>(OCTAVO_EACH(m) { acc[m][p] = dot_half(acc[m][p], half, x + m * x_stride + k); });
+    });
 #endif
-  repeat<M>(OCTAVO_EACH(m) { istore(sums + m * stride, acc[m]); });
-}
-
-// Rows of x, from input k on, against one unpacked part of a panel. Meanwhile memory is asked for the part that comes next.
-inline void add_rows(const Linear& call, size_t first_row, size_t last_row, size_t k, const int32_t* lines, size_t num_in,
-                     int32_t* sums, size_t stride, const char* next, size_t next_bytes) {
-  const char* const end = next + next_bytes;
-  const size_t each = round_up(next_bytes * kRows / (last_row - first_row), kLineBytes);
-  even_runs(first_row, last_row, kRows, [&](size_t row, size_t rows) {
-    const Quant* x = reinterpret_cast<const Quant*>(call.x + row * call.x_stride) + k;
-    int32_t* at = sums + (row - first_row) * stride;
-    for (size_t i = 0; i < each && next < end; i += kLineBytes, next += kLineBytes) __builtin_prefetch(next);
-    with_rows(rows, [&](auto m) { add_block<m.value>(x, call.x_stride / sizeof(Quant), lines, num_in, at, stride); });
-  });
+  repeat<M * P>(OCTAVO_EACH(i) { istore(sums + i / P * stride + i % P * kPanel, acc[i / P][i % P]); });
 }
 
 template <class T>
@@ -240,20 +229,37 @@ void many_rows(const Linear& call, const Prepared& layout, size_t first, size_t 
   const Weight& w = *call.weight;
   const size_t in = w.padded_in(), panels = last - first, stride = panels * kPanel, num_rows = last_row - first_row;
   int32_t* sums = reinterpret_cast<int32_t*>(scratch);
-  int32_t* lines = reinterpret_cast<int32_t*>(scratch + round_up(num_rows * stride * sizeof(int32_t), 4096));
   std::memset(sums, 0, num_rows * stride * sizeof(int32_t));
-  for (size_t k = 0; k < in; k += kInBlock) {
-    const size_t end = k + kInBlock < in ? k + kInBlock : in;
-    for (size_t p = 0; p < panels; ++p) {
-      const char* panel = w.panel(first + p);
-      const char* next = p + 1 < panels ? w.panel(first + p + 1) + k * kPanel : end < in ? w.panel(first) + end * kPanel : w.panel(last);
-#ifdef OCTAVO_VNNI
-      lines = reinterpret_cast<int32_t*>(const_cast<char*>(panel + k * kPanel));
-#else
-      unpack(reinterpret_cast<const int8_t*>(panel), k, end, lines);
+#ifndef OCTAVO_VNNI
+  int32_t* unpacked = reinterpret_cast<int32_t*>(scratch + round_up(num_rows * stride * sizeof(int32_t), 4096));
 #endif
-      add_rows(call, first_row, last_row, k, lines, end - k, sums + p * kPanel, stride, next, kInBlock * kPanel);
+  const auto add = [&](auto num, size_t k, size_t num_in, size_t p) {
+    constexpr int P = decltype(num)::value;
+    const int32_t* lines[P];
+    for (int i = 0; i < P; ++i) {
+      const char* panel = w.panel(first + p + i);
+#ifdef OCTAVO_VNNI
+      lines[i] = reinterpret_cast<const int32_t*>(panel + k * kPanel);
+#else
+      unpack(reinterpret_cast<const int8_t*>(panel), k, k + num_in, unpacked);
+      lines[i] = unpacked;
+#endif
     }
+    // Meanwhile memory is asked for the parts that come next: of the next panels, or the next inputs of the first.
+    AskParts ask(w, first, last, p, P, k, kInBlock * kPanel, num_runs(num_rows, kRows));
+    even_runs(first_row, last_row, kRows, [&](size_t row, size_t rows) {
+      ask();
+      const Quant* x = reinterpret_cast<const Quant*>(call.x + row * call.x_stride) + k;
+      int32_t* at = sums + (row - first_row) * stride + p * kPanel;
+      with_rows(rows, [&](auto m) { add_block<m.value, P>(x, call.x_stride / sizeof(Quant), lines, num_in, at, stride); });
+    });
+  };
+  for (size_t k = 0; k < in; k += kInBlock) {
+    const size_t num_in = k + kInBlock < in ? kInBlock : in - k;
+    size_t p = 0;
+    if constexpr (kVnni)
+      for (; p + 2 <= panels; p += 2) add(Constant<2>{}, k, num_in, p);
+    for (; p < panels; ++p) add(Constant<1>{}, k, num_in, p);
   }
   for (size_t row = first_row; row < last_row; ++row, sums += stride) {
     const auto value = [&](size_t p) {
@@ -300,7 +306,9 @@ void linear_as(const Linear& call, size_t first, size_t last, size_t first_row, 
 }
 
 void linear(const Linear& call, size_t first, size_t last, size_t first_row, size_t last_row, char* scratch) {
-  if (call.number == Number::bf16)
+  if (in_codes(*call.weight))
+    coded_linear<CodesAsFloats>(call, first, last, first_row, last_row);
+  else if (call.number == Number::bf16)
     linear_as<Bf16>(call, first, last, first_row, last_row, scratch);
   else
     linear_as<float>(call, first, last, first_row, last_row, scratch);

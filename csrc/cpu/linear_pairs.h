@@ -1,9 +1,9 @@
-// Matrix products of bfloat16 weights with rows of bfloat16; the other formats go the way of linear.h. Include after
-// linear.h and product_pairs.h.
+// Matrix products of bfloat16 and int4 weights with rows of bfloat16; the other formats go the way of linear.h. Include
+// after linear.h and product_pairs.h.
 #pragma once
 
 #include "linear.h"
-#include "product_pairs.h"
+#include "linear_pair_codes.h"
 
 namespace octavo::cpu {
 namespace {
@@ -11,11 +11,13 @@ namespace {
 inline bool in_pairs(const Weight& w) { return w.format == Format::bf16; }
 
 size_t pair_row_bytes(const Weight& w) {
+  if (in_codes(w)) return CodesInPairs::layout(w).bytes;
   // One line more: rows must not all fall on the same cache set.
   return in_pairs(w) ? round_up(w.padded_in() * sizeof(Bf16), kLineBytes) + kLineBytes : row_bytes(w);
 }
 
 void pair_prepare(const Weight& w, Number number, const void* x, size_t x_stride, char* out, size_t out_stride, size_t num_rows) {
+  if (in_codes(w)) return coded_prepare<CodesInPairs>(w, number, x, x_stride, out, out_stride, num_rows);
   if (!in_pairs(w)) return prepare(w, number, x, x_stride, out, out_stride, num_rows);
   for (size_t t = 0; t < num_rows; ++t, out += out_stride) {
     Bf16* to = reinterpret_cast<Bf16*>(out);
@@ -69,7 +71,9 @@ void pair_linear_as(const Linear& call, size_t first, size_t last, size_t first_
 }
 
 void pair_linear(const Linear& call, size_t first, size_t last, size_t first_row, size_t last_row, char* scratch) {
-  if (!in_pairs(*call.weight))
+  if (in_codes(*call.weight))
+    coded_linear<CodesInPairs>(call, first, last, first_row, last_row);
+  else if (!in_pairs(*call.weight))
     linear(call, first, last, first_row, last_row, scratch);
   else if (call.number == Number::bf16)
     pair_linear_as<Bf16>(call, first, last, first_row, last_row);

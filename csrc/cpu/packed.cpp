@@ -44,13 +44,15 @@ bool columns_of(const float* rows, size_t num_rows, size_t num_in, Format format
 
 }  // namespace
 
-Packed::Packed(const Kernels& kernels, Format format, size_t num_out, size_t num_in, size_t num_parts, bool has_bias, size_t group)
+Packed::Packed(const Kernels& kernels, Format format, size_t num_out, size_t num_in, size_t num_parts, bool has_bias, size_t group,
+               bool whole_rows)
     : kernels_(kernels), num_parts_(num_parts) {
   weight_.format = format;
   weight_.num_out = num_out;
   weight_.num_in = num_in;
   weight_.num_panels = (num_out / num_parts + kPanel - 1) / kPanel * num_parts;
   weight_.group = format == Format::int4 ? group : 0;
+  weight_.whole_rows = whole_rows;
   const size_t lines = weight_.num_panels * weight_.panel_bytes(), row = weight_.num_panels * kPanel * 4;
   const bool is_int8 = format == Format::int8;
   num_bytes_ = lines + row * (2 * is_int8 + has_bias);

@@ -11,7 +11,9 @@ class Packed {
  public:
   // num_parts  1; or 2 for a gate and its up, whose panels take turns
   // group      inputs that share an int4 scale
-  Packed(const Kernels& kernels, Format format, size_t num_out, size_t num_in, size_t num_parts, bool has_bias, size_t group);
+  // whole_rows int4: multiplied with rows of whole numbers, else of bfloat16
+  Packed(const Kernels& kernels, Format format, size_t num_out, size_t num_in, size_t num_parts, bool has_bias, size_t group,
+         bool whole_rows = true);
 
   // Pack rows [num_rows, in] of `part`, the first of them output `first` (a multiple of 16). The last rows of a part
   // may be fewer than a panel. Returns whether all were finite.

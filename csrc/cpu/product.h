@@ -73,6 +73,29 @@ struct AskPart {
   }
 };
 
+// Parts of panels pass many rows one after the other: `ask`, once for each run of rows, asks for its share of the parts that
+// come next, which are those of the next panels, or of the next inputs of the first ones, or of whatever follows.
+struct AskParts {
+  const char* next;
+  size_t num, panel_bytes, part_bytes, each, done = 0;
+
+  // Panels first + p .. first + p + num - 1 pass, from the byte that belongs to input k on.
+  AskParts(const Weight& w, size_t first, size_t last, size_t p, size_t num, size_t k, size_t part_bytes, size_t runs)
+      : num(num), panel_bytes(w.panel_bytes()), part_bytes(part_bytes), each(round_up(part_bytes / runs + 1, kLineBytes)) {
+    const size_t at = k * panel_bytes / w.padded_in();
+    if (first + p + num < last)
+      next = w.panel(first + p + num) + at;
+    else if (at + part_bytes < panel_bytes)
+      next = w.panel(first) + at + part_bytes;
+    else
+      next = w.panel(last);
+  }
+  OCTAVO_INLINE void operator()() {
+    for (const size_t end = done + each; done < end && done < part_bytes; done += kLineBytes)
+      for (size_t i = 0; i < num; ++i) __builtin_prefetch(next + i * panel_bytes + done);
+  }
+};
+
 // What is read after this is not read before it: GCC would fetch early what registers cannot hold besides the sums.
 OCTAVO_INLINE void read_later() {
 #if defined(__GNUC__) || defined(__clang__)
@@ -128,22 +151,27 @@ OCTAVO_INLINE void product(const float* x, size_t x_stride, const float* const (
 template <int M, int P, class Ask = AskNothing>
 OCTAVO_INLINE void product(const Quant* x, size_t x_stride, const int8_t* const (&w)[P], size_t first, size_t last,
                     I (&acc)[M][P], const Ask& ask = {}) {
+  I sums[M][P];
+  repeat<M * P>(OCTAVO_EACH(i) { sums[i / P][i % P] = acc[i / P][i % P]; });
   for (size_t k = first; k < last; k += 4) {
     const Quant* at = x + (k - first);
     repeat<P>(OCTAVO_EACH(p) { ask(p, w[p] + k * kPanel); });
 #ifdef OCTAVO_VNNI
-    repeat<P>(OCTAVO_EACH(p) {
-      const I line = iload(reinterpret_cast<const int32_t*>(w[p] + k * kPanel));
-      repeat<M>(OCTAVO_EACH(m) { acc[m][p] = dot_four(acc[m][p], line, at + m * x_stride); });
+    I lines[P];
+    repeat<P>(OCTAVO_EACH(p) { lines[p] = iload(reinterpret_cast<const int32_t*>(w[p] + k * kPanel)); });
+    repeat<M>(OCTAVO_EACH(m) {
+      const I four = four_of(at + m * x_stride);
+      repeat<P>(OCTAVO_EACH(p) { sums[m][p] = dot_four(sums[m][p], lines[p], four); });
     });
 #else
     repeat<2 * P>(OCTAVO_EACH(i) {
       constexpr int p = decltype(i)::value / 2, half = decltype(i)::value % 2;
       const I lanes = half_of(w[p] + k * kPanel, half);
-      repeat<M>(OCTAVO_EACH(m) { acc[m][p] = dot_half(acc[m][p], lanes, at + m * x_stride + 2 * half); });
+      repeat<M>(OCTAVO_EACH(m) { sums[m][p] = dot_half(sums[m][p], lanes, at + m * x_stride + 2 * half); });
     });
 #endif
   }
+  repeat<M * P>(OCTAVO_EACH(i) { acc[i / P][i % P] = sums[i / P][i % P]; });
 }
 
 // One group of int4 codes (its lines start at `lines`), in whole numbers: sums[m] of x[m][k] * code.

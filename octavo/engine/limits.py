@@ -48,11 +48,12 @@ class MachineLimits:
         """Best matrix rate for weights of a format; None for formats that were not measured.
 
         Weights may be widened and multiplied at a higher precision, which is faster where a processor has no matrix
-        units: "bfloat16" takes the better of bfloat16 and float32, "int8" and "int4" of these and int8.
+        units: "bfloat16" and "w4a16" take the better of bfloat16 and float32, "int8" and "int4" of these and
+        int8.
         """
         fp32, bf16 = self.fp32_flop_per_s, max(self.bf16_flop_per_s, self.fp32_flop_per_s)
         int8 = max(self.int8_op_per_s or 0.0, bf16)
-        return {"float32": fp32, "bfloat16": bf16, "int8": int8, "int4": int8}.get(format)
+        return {"float32": fp32, "bfloat16": bf16, "w4a16": bf16, "int8": int8, "int4": int8}.get(format)
 
 
 def measure_machine(

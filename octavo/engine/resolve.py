@@ -123,9 +123,12 @@ def _isa(config: EngineConfig, device: str, dtype: str, made: list[Decision]) ->
                 f"quantization={quantization!r} needs compiled kernels, and there are none to use: {because}"
             )
         layers = "one scale per output" if quantization == "int8" else "groups of 64 with scale and minimum"
+        rows = "in bfloat16" if quantization == "w4a16" else "rounded to int8"
         made.append(
             Decision(
-                "quantized weights", f"layers {quantization}, head int8", f"{layers}; norms stay in {dtype}"
+                "quantized weights",
+                f"layers {quantization}, head int8",
+                f"{layers}; activations {rows}; norms stay in {dtype}",
             )
         )
     return isa

@@ -65,7 +65,7 @@ def load(
     load_format  "auto", or "random" to ignore the weights of a folder
     seed         of random weights
     kernels      "auto", "reference", or an instruction set; see `octavo.kernels.native.choose`
-    quantization None, or "int8" or "int4": weights are rounded while they are packed
+    quantization None, or "int8", "int4" or "w4a16": weights are rounded while they are packed
 
     There is one copy of the weights in memory: tensors are copied out of the memory-mapped files one by one, or
     packed straight from them. `Model.fingerprint` covers their digests (`Checkpoint.digest` says of how many bytes),
@@ -232,7 +232,7 @@ def _build(
 class _Packer:
     """Packs weights from a source in the order of computation and remembers their digests.
 
-    Quantized weights: those of the layers. The head is int8 in both cases, and so is an embedding that is the same
+    Quantized weights: those of the layers. The head is int8 in all cases, and so is an embedding that is the same
     tensor; an embedding of its own stays in the model's dtype.
     """
 

@@ -11,7 +11,8 @@ from octavo.arch import Arch
 PANEL, LINE_BYTES, IN_ALIGN, GROUP = 16, 64, 64, 64
 """Outputs side by side; bytes of a line; what inputs are padded to; inputs that share an int4 scale."""
 
-INPUTS_OF_A_LINE = {"float32": 1, "bfloat16": 2, "int8": 4, "int4": 8}
+INPUTS_OF_A_LINE = {"float32": 1, "bfloat16": 2, "int8": 4, "int4": 8, "w4a16": 8}
+IN_GROUPS = ("int4", "w4a16")
 ITEM_BYTES = {"float32": 4, "bfloat16": 2}
 PAGE = 4096
 ROW_BLOCK, PANEL_BLOCK, IN_BLOCK, TILE, SPLIT, QUERY_ROWS = 120, 4, 256, 64, 1024, 120
@@ -28,7 +29,7 @@ def packed_bytes(
     """One weight [num_out, num_in], or `num_parts` of them whose panels take turns: lines, then for int8 a scale and a
     sum per output, then biases."""
     panels, width = num_parts * -(-num_out // PANEL), padded(num_in, IN_ALIGN)
-    lines = width // INPUTS_OF_A_LINE[format] + (width // GROUP if format == "int4" else 0)
+    lines = width // INPUTS_OF_A_LINE[format] + (width // GROUP if format in IN_GROUPS else 0)
     vectors = 2 * (format == "int8") + has_bias
     return panels * (lines * LINE_BYTES + vectors * PANEL * 4)
 
@@ -95,9 +96,10 @@ def program_bytes(
 
 
 def _row_bytes(width: int, format: str) -> int:
-    """A prepared row: float32, or whole numbers of up to two bytes with group sums and a scale."""
+    """A prepared row: float32, or whole numbers of up to two bytes, with group sums and a scale."""
     items = padded(width, IN_ALIGN)
-    used = {"int8": 2 * items, "int4": items + 4 * (items // GROUP)}.get(format, 4 * items)
+    sums = 4 * (items // GROUP) if format in IN_GROUPS else 0
+    used = {"int8": 2 * items, "int4": items}.get(format, 4 * items) + sums
     return padded(used + 4, LINE_BYTES) + LINE_BYTES
 
 

@@ -41,6 +41,7 @@ TINY = {
 def parsed(module: ModuleType, *more: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--kernels", default=instruction_sets())
     module.configure(parser)
     return parser.parse_args([*TINY[module], *more])
 

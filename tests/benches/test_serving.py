@@ -78,12 +78,12 @@ def test_decoding_reads_a_tied_embedding_as_the_head_and_an_untied_one_not_at_al
     assert decode_read_bytes(tied, "float32") == 4 * tied.num_parameters()
 
 
-@pytest.mark.parametrize("quantization", ["int8", "int4"])
+@pytest.mark.parametrize("quantization", ["int8", "int4", "w4a16"])
 def test_decoding_reads_quantized_weights_with_their_scales(quantization: str) -> None:
     tied = Arch.from_file(serving.CONFIGS / "qwen3-0.6b.json")
     read_bytes = decode_read_bytes(tied, "bfloat16", quantization)
     assert read_bytes == panels.weight_bytes(tied, "bfloat16", quantization)
-    bits = {"int8": 8.0, "int4": 4.5}[quantization]
+    bits = {"int8": 8.0, "int4": 4.5, "w4a16": 4.5}[quantization]
     embedding = tied.vocab_size * tied.hidden_size
     floor = (tied.num_parameters() - embedding) * bits / 8 + embedding
     assert floor < read_bytes < 1.01 * floor

@@ -133,6 +133,7 @@ def test_weights_may_be_multiplied_at_a_higher_precision(
     assert limits.flop_per_s("float32") == fp32
     assert limits.flop_per_s("bfloat16") == of_bf16
     assert limits.flop_per_s("int8") == limits.flop_per_s("int4") == of_int8
+    assert limits.flop_per_s("w4a16") == limits.flop_per_s("bfloat16")
 
 
 def test_machine_limits_refuse_no_threads() -> None:

@@ -225,7 +225,12 @@ def test_a_set_of_instructions_that_cannot_serve_is_refused() -> None:
 
 @needs_compiled
 @pytest.mark.parametrize(
-    ("quantization", "layers"), [("int8", "one scale per output"), ("int4", "groups of 64")]
+    ("quantization", "layers"),
+    [
+        ("int8", "one scale per output; activations rounded to int8"),
+        ("int4", "groups of 64 with scale and minimum; activations rounded to int8"),
+        ("w4a16", "groups of 64 with scale and minimum; activations in bfloat16"),
+    ],
 )
 def test_quantized_weights_are_a_decision_and_take_less_memory(quantization: str, layers: str) -> None:
     plain, rounded = settle(), settle(quantization=quantization)

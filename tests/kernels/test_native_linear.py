@@ -10,7 +10,10 @@ from tests.kernels.native_program import ISAS, ON_PAIRS, ON_TILES, THREADS, gate
 from tests.kernels.numbers import DTYPES, F32, UNIT, assert_within, same_bits, seeded
 from tests.kernels.test_linear import product_and_bound
 
-FORMATS = [("float32", 64), ("bfloat16", 64), ("int8", 64), ("int4", 32), ("int4", 64), ("int4", 128)]
+FORMATS = [
+    ("float32", 64), ("bfloat16", 64), ("int8", 64), ("int4", 32), ("int4", 64), ("int4", 128),
+    ("w4a16", 32), ("w4a16", 64), ("w4a16", 128),
+]  # fmt: skip
 SHAPES = [(1, 1), (7, 3), (33, 16), (65, 37), (130, 50), (300, 95)]
 """(I, O)"""
 ROUNDED = ("int8", "int4")
@@ -55,15 +58,31 @@ def _range(matrix: Tensor, group: int) -> Tensor:
     return 4 * top[:, : matrix.shape[1]]
 
 
+def coded_product(group: int, x: Tensor, matrix: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+    """In every group products with codes and the row itself are summed, one rounding for each input; then a scaled sum
+    and a minimum are added. The reading of a weight rounds once, too."""
+    wide = x.double()
+    want = wide @ matrix.double().t()
+    mass = wide.abs() @ _range(matrix, group).double().t()
+    bound = (group + 2 * -(-x.shape[1] // group) + 2) * F32 * mass
+    if bias is not None:
+        want = want + bias.double()
+        bound = bound + F32 * (mass + bias.double().abs())
+    return want, bound + UNIT[x.dtype] * (want.abs() + bound)
+
+
 def wanted(format: str, group: int, x: Tensor, matrix: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
     if format in ROUNDED:
         return rounded_product(format, group, x, matrix, bias, x.dtype)
+    if format == "w4a16":
+        return coded_product(group, x, matrix, bias)
     return product_and_bound(x, matrix, bias)
 
 
 def as_multiplied(isa: str, format: str, x: Tensor) -> Tensor:
-    """Tile registers, and products of pairs, multiply bfloat16 with nothing else."""
-    return x.bfloat16().to(x.dtype) if isa in (*ON_TILES, *ON_PAIRS) and format == "bfloat16" else x
+    """Tile registers, and products of pairs, multiply bfloat16 with nothing else; w4a16 says so by its name."""
+    only = format == "w4a16" or (format == "bfloat16" and isa in (*ON_TILES, *ON_PAIRS))
+    return x.bfloat16().to(x.dtype) if only else x
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -185,7 +204,7 @@ def test_added_to_what_is_there_and_put_in_a_column(
 
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("format", ["float32", "bfloat16", "int8", "int4"])
+@pytest.mark.parametrize("format", ["float32", "bfloat16", "int8", "int4", "w4a16"])
 @pytest.mark.parametrize("biased", [False, True])
 def test_gate(isa: str, format: str, biased: bool, dtype: torch.dtype) -> None:
     """silu(gate) * up of products rounded to the dtype, silu rounded as well: those products are known to the bit."""
@@ -213,7 +232,7 @@ COUNTS = [*range(1, 41), 121, 241]
 
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("format", ["float32", "bfloat16", "int8", "int4"])
+@pytest.mark.parametrize("format", ["float32", "bfloat16", "int8", "int4", "w4a16"])
 def test_a_rows_bits_never_depend_on_its_company(isa: str, format: str, dtype: torch.dtype) -> None:
     """Any number of rows, any place among them, neighbours that are not finite, one thread or two."""
     width, num_out = (65, 37) if isa == "emulated" else (300, 95)
@@ -235,7 +254,7 @@ def test_a_rows_bits_never_depend_on_its_company(isa: str, format: str, dtype: t
 
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("format", ["float32", "bfloat16", "int8", "int4"])
+@pytest.mark.parametrize("format", ["float32", "bfloat16", "int8", "int4", "w4a16"])
 @pytest.mark.parametrize("num_threads", THREADS)
 def test_a_row_that_is_not_finite_comes_out_so(
     isa: str, format: str, dtype: torch.dtype, num_threads: int

@@ -62,6 +62,15 @@ def test_int4_is_no_worse_than_the_whole_range(isa: str, group: int) -> None:
 
 
 @pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("group", [32, 64, 128])
+def test_w4a16_holds_what_int4_does(isa: str, group: int) -> None:
+    rows = seeded(37, 131, seed=1)
+    one, other = (packed(isa, format, rows, group=group) for format in ("int4", "w4a16"))
+    assert same_bits(seen(one, 37), seen(other, 37))
+    assert one.nbytes == other.nbytes
+
+
+@pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize(("format", "group"), FORMATS)
 @pytest.mark.parametrize("num_parts", [1, 2])
 def test_filled_in_pieces_is_filled_at_once(isa: str, format: str, group: int, num_parts: int) -> None:

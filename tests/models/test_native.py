@@ -73,7 +73,7 @@ def test_float32_is_within_the_budget_of_the_textbook(
 
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("quantization", [None, "int8", "int4"])
+@pytest.mark.parametrize("quantization", [None, "int8", "int4", "w4a16"])
 @pytest.mark.parametrize("changes", SHAPES, ids=str)
 def test_threads_chunks_company_and_blocks_change_no_bit(
     tmp_path: Path, isa: str, dtype: str, quantization: str | None, changes: dict[str, Any]
@@ -115,7 +115,7 @@ def dequantized(model: NativeModel, held: dict[str, Tensor]) -> dict[str, Tensor
     return found
 
 
-@pytest.mark.parametrize("quantization", ["int8", "int4"])
+@pytest.mark.parametrize("quantization", ["int8", "int4", "w4a16"])
 @pytest.mark.parametrize("changes", SHAPES[:2], ids=str)
 def test_instruction_sets_agree_on_quantized_weights(
     tmp_path: Path, quantization: str, changes: dict[str, Any]

@@ -192,6 +192,7 @@ def test_the_fingerprint_follows_weights_config_kernels_and_quantization(tmp_pat
         *({"kernels": isa} for isa in (*_cpu.instruction_sets(), "emulated")),
         {"quantization": "int8"},
         {"quantization": "int4"},
+        {"quantization": "w4a16"},
     ]
     first = [load(tmp_path, **kind).fingerprint for kind in kinds]
     assert len(set(first)) == len(first)

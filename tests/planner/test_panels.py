@@ -50,7 +50,7 @@ SHAPES: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("quantization", [None, "int8", "int4"])
+@pytest.mark.parametrize("quantization", [None, "int8", "int4", "w4a16"])
 @pytest.mark.parametrize("changes", SHAPES, ids=str)
 @pytest.mark.parametrize("isa", ISAS)
 def test_weights_and_cache_are_planned_to_the_byte(
@@ -130,6 +130,7 @@ SETUPS: list[tuple[dict[str, Any], str | None, int]] = [
     (CONFIG | MIDDLE | BF16, "int8", 1),
     (CONFIG | MIDDLE, "int4", 2),
     (WORDY, "int8", 2),
+    (CONFIG | MIDDLE, "w4a16", 1),
 ]
 """(config, quantization, threads)"""
 
@@ -140,7 +141,15 @@ SETUPS: list[tuple[dict[str, Any], str | None, int]] = [
 @pytest.mark.parametrize(
     ("config", "quantization", "num_threads"),
     SETUPS,
-    ids=["tiny", "tiny-bf16-int4", "middle-bf16", "middle-bf16-int8", "middle-int4", "wordy-int8"],
+    ids=[
+        "tiny",
+        "tiny-bf16-int4",
+        "middle-bf16",
+        "middle-bf16-int8",
+        "middle-int4",
+        "wordy-int8",
+        "middle-w4a16",
+    ],
 )
 def test_no_step_takes_more_than_the_workspace(
     config: dict[str, Any],
