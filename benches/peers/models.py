@@ -20,17 +20,19 @@ from benches.peers.vllm_weights import write_checkpoint
 from benches.serving.workloads import CONFIGS, shape_names
 
 Make = Callable[[Path], None]
+USUAL = ("qwen3-0.6b", "llama-3.2-1b")
+"""Made where no model is named: larger shapes are for GPUs."""
 
 
 def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benches.peers.models", description=__doc__)
-    parser.add_argument("models", nargs="*", metavar="MODEL", help=f"of {', '.join(shape_names())} [all]")
+    parser.add_argument("models", nargs="*", metavar="MODEL", help=f"of {', '.join(shape_names())} [{' '.join(USUAL)}]")
     names = parser.parse_args(argv).models
     unknown = set(names) - set(shape_names())
     if unknown:
         parser.error(f"no shape is called {', '.join(sorted(unknown))}; there are {', '.join(shape_names())}")
     failed = 0
-    for name in names or shape_names():
+    for name in names or USUAL:
         for target, make in forms(name):
             try:
                 write(target, make)
