@@ -26,7 +26,9 @@ USUAL = ("qwen3-0.6b", "llama-3.2-1b")
 
 def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benches.peers.models", description=__doc__)
-    parser.add_argument("models", nargs="*", metavar="MODEL", help=f"of {', '.join(shape_names())} [{' '.join(USUAL)}]")
+    parser.add_argument(
+        "models", nargs="*", metavar="MODEL", help=f"of {', '.join(shape_names())} [{' '.join(USUAL)}]"
+    )
     names = parser.parse_args(argv).models
     unknown = set(names) - set(shape_names())
     if unknown:
