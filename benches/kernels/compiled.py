@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -46,6 +46,7 @@ class Product:
     op: Op
     source: int
     to: int
+    outs: dict[int, Tensor] = field(default_factory=dict)
 
     @classmethod
     def of(cls, matrix: Tensor, format: str, isa: str) -> Product:
@@ -58,7 +59,10 @@ class Product:
         return cls(format, weight, op, source, to)
 
     def run(self, x: Tensor) -> Tensor:
-        out = torch.empty(len(x), self.weight.num_out, dtype=x.dtype)
+        """The product, there until the next one of as many rows: a model's buffers are not new either."""
+        if len(x) not in self.outs:
+            self.outs[len(x)] = torch.empty(len(x), self.weight.num_out, dtype=x.dtype)
+        out = self.outs[len(x)]
         self.op.program.write(self.source, x)
         rows = torch.tensor([len(x)], dtype=torch.int32)
         nothing = torch.zeros(1, 1, self.op.program.block_items, dtype=x.dtype)
