@@ -59,6 +59,10 @@ class BlockPool:
         """The published block that must stay as long as this one does, or the null block."""
         return self._anchors.get(block, NULL_BLOCK)
 
+    def is_read(self, block: int) -> bool:
+        """Whether somebody else than its one owner may read what is in a block in use, and nobody may write there."""
+        return (self.references[block] > 1 and self.num_owners(block) > 1) or block in self._anchors
+
     def num_owners(self, block: int) -> int:
         """References that expect the block's contents to stay: all but copies under way."""
         return self.references[block] - self.copying.get(block, 0)
@@ -71,14 +75,18 @@ class BlockPool:
         if count > self.num_available:
             return None
         references, generations, scratch = self.references, self.generations, self.scratch
-        taken = []
-        for _ in range(count):
-            if scratch:
-                block = scratch.pop()
-            else:
-                block = self.idle.pop()
-                del self._anchors[block]
-                self._on_evict(block)
+        num_clean = min(count, len(scratch))
+        first = len(scratch) - num_clean
+        taken = scratch[first:]
+        taken.reverse()
+        del scratch[first:]
+        for block in taken:
+            references[block] = 1
+            generations[block] += 1
+        for _ in range(count - num_clean):
+            block = self.idle.pop()
+            del self._anchors[block]
+            self._on_evict(block)
             references[block] = 1
             generations[block] += 1
             taken.append(block)
@@ -184,6 +192,14 @@ class BlockPool:
     def settle(self, step_number: int) -> None:
         """That step, and all before it, have been committed: free what waited for them."""
         deferred, anchors = self.deferred, self._anchors
+        if deferred and next(reversed(deferred.values())) <= step_number:  # the usual case: all of them
+            for block in deferred:
+                if block in anchors:
+                    self.idle.add(block)
+                else:
+                    self.scratch.append(block)
+            deferred.clear()
+            return
         while deferred:
             block, until = deferred.popitem(last=False)
             if until > step_number:

@@ -69,7 +69,8 @@ class Draft:
 
     def release(self, seq_id: int) -> None:
         """Its prompt needs no further blocks."""
-        self.reserved_blocks -= self.reserves.pop(seq_id, 0)
+        if self.reserves:
+            self.reserved_blocks -= self.reserves.pop(seq_id, 0)
 
     def withdraw(self, seq_id: int) -> list[Copy]:
         """Take back what was decided for a sequence. Returns the copies that will not be made."""

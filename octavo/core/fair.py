@@ -139,6 +139,8 @@ class Turns:
 
     def _eligible(self) -> list[tuple[Client, int]]:
         """Clients that wait and may have a turn, each with the priorities of what may."""
+        if not self._in_line:
+            return []
         measures = {priority: self._measure(priority) for priority in self._num_waiting}
         return [
             (client, priority)
@@ -254,6 +256,9 @@ class Turns:
     def charge(self, request: Request, cost: float) -> None:
         """Add `cost` weighted tokens, times the request's own weight; what is negative is given back."""
         client = self.clients[request.client]
-        client.served += cost * request.cost_weight
-        client.lately = self._lately(client) + cost * request.cost_weight
-        client.charged_s = self.now_s
+        weighted = cost * request.cost_weight
+        client.served += weighted
+        if client.charged_s != self.now_s:
+            client.lately = self._lately(client)
+            client.charged_s = self.now_s
+        client.lately += weighted

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from dataclasses import dataclass
 
 from octavo.core.keys import MAX_TOKEN
@@ -151,8 +152,12 @@ def _check_begun(request: Request, total: int) -> None:
 def _check_tokens(prompt: tuple[int, ...]) -> None:
     if not prompt:
         raise RequestError("the prompt is empty; it must hold at least one token", param="prompt")
-    if set(map(type, prompt)) == {int} and min(prompt) >= 0 and max(prompt) <= MAX_TOKEN:
-        return  # the usual case, without a loop
+    try:
+        array("I", prompt)  # 32 bits without a sign: from 0 to MAX_TOKEN
+        if list(map(type, prompt)).count(int) == len(prompt):
+            return  # the usual case, without a loop
+    except (OverflowError, TypeError):
+        pass
     for token in prompt:
         if not isinstance(token, int) or not 0 <= token <= MAX_TOKEN:
             raise RequestError(

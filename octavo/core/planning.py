@@ -85,9 +85,10 @@ class Planner:
 
     def _continue_running(self, draft: Draft) -> None:
         ready = self._without_those_behind([(one, one.num_ready) for one in self._roster.resident])
-        draft.promised_tokens = sum(1 for _, count in ready if count == 1)
+        decodes = [sequence for sequence, count in ready if count == 1]
+        draft.promised_tokens = len(decodes)
         prefills = [sequence for sequence, count in ready if count > 1]
-        self._set_budget(draft, prefills, [sequence for sequence, count in ready if count == 1])
+        self._set_budget(draft, prefills, decodes)
         in_parts = iter(self._in_parts(prefills))
         for placed, due in ready:
             sequence, num_clients = next(in_parts) if due > 1 else (placed, 1)
@@ -175,7 +176,7 @@ class Planner:
     def _continue(self, sequence: Sequence, end: int, draft: Draft) -> None:
         tables = self._tables
         missing = tables.missing(sequence, end)
-        if missing > self._pool.num_available:
+        if missing and missing > self._pool.num_available:
             end = self._make_room(sequence, end, draft)
             if end <= sequence.num_planned:
                 self._stall(sequence, draft)
@@ -202,7 +203,7 @@ class Planner:
             self._preempt(sequence, "no block is left for its next token", draft)
 
     def _slice(self, sequence: Sequence, end: int, extension: Extension, draft: Draft) -> None:
-        start, known = sequence.num_planned, sequence.num_known
+        start, known = sequence.num_planned, len(sequence.tokens) + sequence.pending
         sequence.num_planned = end
         samples = 0
         if end < known:
@@ -216,7 +217,7 @@ class Planner:
             sequence.epoch,
             start,
             end - start,
-            self._tables.report(sequence),
+            self._tables.report(sequence) if sequence.num_reported < len(sequence.table) else (),
             (),
             samples,
             extension.replaced,

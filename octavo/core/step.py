@@ -3,15 +3,18 @@
 A `Step` says how many tokens of which sequences to compute, in which blocks. An executor carries it out
 and answers with a `StepResult`. `Scheduler.commit` turns that into events. Steps and results compare with
 `==`, so that a recorded run can be replayed and checked decision for decision.
+
+Slices, outputs and tokens are made by the hundred in each step, and are tuples because those are made three times as
+fast as frozen dataclasses.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 
-@dataclass(frozen=True, slots=True)
-class Slice:
+class Slice(NamedTuple):
     """Compute positions `start .. start + num_tokens - 1` of one sequence.
 
     seq_id        the sequence
@@ -84,8 +87,7 @@ class Step:
         return sum([piece.num_tokens for piece in self.slices])
 
 
-@dataclass(frozen=True, slots=True)
-class Output:
+class Output(NamedTuple):
     """What one slice produced.
 
     tokens   () for a slice with samples == 0; one token per sample otherwise; with drafts, the accepted ones
@@ -99,7 +101,16 @@ class Output:
     epoch: int
     tokens: tuple[int, ...] = ()
     error: str | None = None
-    payload: object = field(default=None, compare=False)
+    payload: object = None
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Output) and self[:-1] == other[:-1]
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    def __hash__(self) -> int:
+        return hash(self[:-1])
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,8 +121,7 @@ class StepResult:
     outputs: tuple[Output, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Token:
+class Token(NamedTuple):
     """A sequence grew by one token.
 
     position  of the token in the sequence, prompt included
@@ -120,10 +130,19 @@ class Token:
 
     request_id: str
     seq_id: int
-    index: int
+    index: int  # type: ignore[assignment]
     position: int
     token: int
-    payload: object = field(default=None, compare=False)
+    payload: object = None
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Token) and self[:-1] == other[:-1]
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    def __hash__(self) -> int:
+        return hash(self[:-1])
 
 
 @dataclass(frozen=True, slots=True)

@@ -73,14 +73,14 @@ def measure(scheduler: Scheduler, awaited: Step) -> Stretch | None:
         return None
     if cache.has_window or awaited.copies or len(scheduler.flights) != 1 or scheduler.has_news:
         return None
-    num_turns = 2**31
-    for sequence, piece in zip(roster.resident, slices, strict=True):
-        left = sequence.max_total_tokens - len(sequence.tokens) - 1
-        if left < num_turns:
-            num_turns = left
-        if num_turns < 1 or not _decodes(sequence, piece) or scheduler.tables.must_copy(sequence):
-            return None
     sequences = tuple(roster.resident)
+    num_turns = min([one.max_total_tokens - len(one.tokens) for one in sequences]) - 1
+    if num_turns < 1:
+        return None
+    must_copy = scheduler.tables.must_copy
+    for sequence, piece in zip(sequences, slices, strict=True):
+        if not _decodes(sequence, piece) or must_copy(sequence):
+            return None
     num_turns = _affordable(scheduler, sequences, num_turns)
     if num_turns < 1:
         return None

@@ -49,8 +49,11 @@ class Tables:
 
     def missing(self, sequence: Sequence, end: int) -> int:
         """Blocks to take before positions `num_planned .. end - 1` can be written."""
-        count = -(-end // self.block_tokens) - len(sequence.table)
-        return max(0, count) + self.must_copy(sequence)
+        table, size = sequence.table, self.block_tokens
+        count = -(-end // size) - len(table)
+        index = sequence.num_planned // size
+        must_copy = index < len(table) and self.pool.is_read(table[index])
+        return (count if count > 0 else 0) + must_copy
 
     def reachable(self, sequence: Sequence, end: int) -> int:
         """How far up to `end` the available blocks go; `num_planned` when not one position can be written."""
@@ -131,8 +134,7 @@ class Tables:
         index = sequence.num_planned // self.block_tokens
         if index >= len(sequence.table):
             return False
-        block, pool = sequence.table[index], self.pool
-        return (pool.references[block] > 1 and pool.num_owners(block) > 1) or pool.is_published(block)
+        return self.pool.is_read(sequence.table[index])
 
     def _copy_on_write(self, sequence: Sequence) -> Extension:
         index, count = divmod(sequence.num_planned, self.block_tokens)

@@ -418,7 +418,7 @@ class Replica(TurnTaker[None]):
         now_ns, live = self.now_ns, self.live
         for event in events:
             served = live[event.request_id]
-            if isinstance(event, Token):
+            if type(event) is Token:
                 self._on_token(served, now_ns)
             elif isinstance(event, Finished):
                 del live[event.request_id]
@@ -442,5 +442,6 @@ class Replica(TurnTaker[None]):
             return
         gap_ns = now_ns - served.last_ns
         served.last_ns = now_ns
-        served.longest_gap_ns = max(served.longest_gap_ns, gap_ns)
+        if gap_ns > served.longest_gap_ns:
+            served.longest_gap_ns = gap_ns
         self.tally.gap(gap_ns, 1)

@@ -179,7 +179,7 @@ def test_a_request_that_is_cut_short_is_no_measure() -> None:
         ) -> StepResult:
             result = super().run(step, starts, appended, ended)
             return StepResult(
-                step.number, tuple(replace(one, tokens=(), error="NaN") for one in result.outputs)
+                step.number, tuple(one._replace(tokens=(), error="NaN") for one in result.outputs)
             )
 
     engine = engine_on(Broken(), Records())
