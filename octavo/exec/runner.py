@@ -90,7 +90,7 @@ class Pending:
         if isinstance(part.prompt, Output):
             return part.prompt
         seen = output.payload if isinstance(output.payload, Payload) else Payload()
-        return replace(output, payload=replace(seen, prompt=part.prompt))
+        return output._replace(payload=replace(seen, prompt=part.prompt))
 
     def _sampled(self, part: Part, choices: Sequence[Choice | BadLogits]) -> Output:
         piece, held = part.piece, part.held
