@@ -126,7 +126,13 @@ def test_ctrl_c_keeps_what_is_answered(folder, tmp_path):
     source, target = write(tmp_path / "in.jsonl", lines), tmp_path / "out.jsonl"
     part = tmp_path / "out.jsonl.part"
     command = [*FAKE, str(source), str(target), str(folder), "--max-num-seqs", "1"]
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # whoever started us may ignore it
+    )
     while not part.exists() or part.read_bytes().count(b"\n") <= 3:
         assert process.poll() is None
         time.sleep(0.01)
