@@ -78,8 +78,8 @@ TRIALS = {
         limits={"max_num_mixed_tokens": 128},
         prompts=(*(80,) * 9, 1800),
         outputs=(40, 100),
-        rate=6.0,
-        count=200,
+        rate=14.0,
+        count=420,
     ),
     "blocks": Trial(
         cause="kv-exhausted",
