@@ -64,9 +64,9 @@ class Executor(Protocol):
 class LaunchingExecutor(Executor, Protocol):
     """One whose computing goes on by itself: a step can be ordered while the one before is still running.
 
-    `launch` takes what `run` takes and returns as soon as the work has been ordered. Results are asked for in order,
-    at the latest after the launch of the next step but one's predecessor: two steps are under way at most. A step's
-    tokens need not have been read for the next step, which was planned without them, to be launched.
+    `launch` takes what `run` takes and returns as soon as the work has been ordered. Results are asked for in
+    order, each before the next step but one is launched: two steps are under way at most. A step's tokens need not have
+    been read for the next step, which was planned without them, to be launched.
     """
 
     def launch(

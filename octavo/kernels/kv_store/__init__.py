@@ -9,7 +9,6 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from octavo.kernels.choose import Impl, fits_all
 from octavo.kernels.kv_store import reference
 
 
@@ -36,9 +35,3 @@ def copy_blocks(
     Raises ValueError for unequal lengths, a block outside the pool, or more tokens than a block holds.
     """
     reference.copy_blocks(blocks, sources, targets, num_tokens)
-
-
-IMPLS: tuple[Impl, ...] = (
-    Impl("write_kv", "reference", reference.write_kv, fits_all),
-    Impl("copy_blocks", "reference", reference.copy_blocks, fits_all),
-)

@@ -72,6 +72,5 @@ IMPLS: tuple[Impl, ...] = (
         refuses_heads,
     ),
     Impl("tables", "reference", reference.tables, fits_all),
-    Impl("rotate", "reference", reference.rotate, fits_all),
     Impl("rotate_and_write", "reference", reference.rotate_and_write, fits_all),
 )

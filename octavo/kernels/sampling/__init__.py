@@ -93,7 +93,6 @@ def _refuses(need: Need) -> str | None:
 
 
 IMPLS: tuple[Impl, ...] = (
-    Impl("greedy", "reference", greedy, fits_all),
     Impl("likeliest", "triton", _likeliest, _refuses),
     Impl("likeliest", "reference", likeliest, fits_all),
 )
