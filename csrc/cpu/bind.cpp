@@ -4,6 +4,7 @@
 #include <nanobind/stl/map.h>
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
@@ -14,6 +15,7 @@
 #include "kernels.h"
 #include "packed.h"
 #include "program.h"
+#include "sampling.h"
 
 namespace nb = nanobind;
 using namespace octavo::cpu;
@@ -105,6 +107,7 @@ size_t known(const Program& program, size_t buffer, size_t num_buffers) {
 // A program with what only its builder needs to know.
 struct Recorder {
   Program program;
+  Sampling sampling;
   Number number;
   size_t num_heads, num_buffers = 0;
   std::vector<nb::object> kept;  // arrays that operations point into
@@ -112,6 +115,7 @@ struct Recorder {
   Recorder(const std::string& isa, size_t num_threads, const std::string& name, size_t heads, size_t kv_heads, size_t head_dim,
            size_t block_tokens, float eps)
       : program(kernels_named(isa), num_threads, number_named(name), heads, {kv_heads, head_dim, block_tokens, number_named(name)}, eps),
+        sampling(program.kernels(), program.pool()),
         number(number_named(name)),
         num_heads(heads) {
     if (!num_threads || !kv_heads || !heads || heads % kv_heads) refuse("heads must be a multiple of kv_heads, threads at least 1");
@@ -273,15 +277,57 @@ struct Recorder {
     program.logits(hidden.data, hidden.shape[0], out.data);
   }
 
+  const float* row_of(const Dense<const float, 2>& logits, size_t row) {
+    if (row >= logits.shape[0]) throw nb::index_error(("no row " + std::to_string(row) + " in logits " + shape(logits)).c_str());
+    return logits.data + row * logits.shape[1];
+  }
+
   nb::list greedy(const Dense<const float, 2>& logits) {
-    std::vector<Greedy> found(logits.shape[0]);
+    std::vector<const float*> rows;
+    for (size_t row = 0; row < logits.shape[0]; ++row) rows.push_back(row_of(logits, row));
+    std::vector<Greedy> found;
     {
       nb::gil_scoped_release unlocked;
-      octavo::cpu::greedy(program.kernels(), program.pool(), logits.data, logits.shape[0], logits.shape[1], found.data());
+      found = sampling.greedy(rows, logits.shape[1]);
     }
-    nb::list rows;
-    for (const Greedy& one : found) rows.append(nb::make_tuple(one.token, one.logprob, one.problem));
-    return rows;
+    nb::list choices;
+    for (const Greedy& one : found)
+      choices.append(nb::make_tuple(one.token, 0.0 - one.log_mass, static_cast<int32_t>(one.problem)));
+    return choices;
+  }
+
+  using DrawTuple = std::tuple<size_t, double, int64_t, double, double, uint64_t>;
+
+  std::vector<int32_t> draw(const Dense<const float, 2>& logits, const std::vector<DrawTuple>& asked) {
+    std::vector<Draw> draws;
+    for (const auto& [row, temperature, top_k, top_p, min_p, key] : asked) {
+      if (!(temperature > 0.0) || !(top_p > 0.0) || !(min_p >= 0.0 && min_p <= 1.0))
+        refuse("draw: want temperature and top_p above 0 and min_p in 0 .. 1, got " + std::to_string(temperature) + ", " +
+               std::to_string(top_p) + " and " + std::to_string(min_p));
+      draws.push_back({row_of(logits, row), logits.shape[1], static_cast<float>(temperature), top_k, top_p, min_p, key});
+    }
+    nb::gil_scoped_release unlocked;
+    return sampling.draw(draws);
+  }
+
+  nb::list describe(const Dense<const float, 2>& logits, const std::vector<std::tuple<size_t, size_t, size_t>>& asked) {
+    std::vector<Asked> wanted;
+    for (const auto& [row, token, num_top] : asked) {
+      if (token >= logits.shape[1]) throw nb::index_error(("describe: no token " + std::to_string(token) + " in logits " + shape(logits)).c_str());
+      wanted.push_back({row_of(logits, row), token, num_top});
+    }
+    std::vector<Described> found;
+    {
+      nb::gil_scoped_release unlocked;
+      found = sampling.describe(wanted, logits.shape[1]);
+    }
+    nb::list all;
+    for (const Described& one : found) {
+      nb::list top;
+      for (const auto& [token, logprob] : one.top) top.append(nb::make_tuple(token, logprob));
+      all.append(nb::make_tuple(static_cast<int32_t>(one.problem), one.logprob, one.rank, nb::tuple(top)));
+    }
+    return all;
   }
 };
 
@@ -323,7 +369,7 @@ NB_MODULE(_cpu, m) {
       .def("attention", &Recorder::attention, nb::arg("qkv"), nb::arg("layer"), nb::arg("window"), nb::arg("to"))
       .def("head", &Recorder::head, nb::arg("source"), nb::arg("norm"), nb::arg("weight"))
       .def("reserve", [](Recorder& r, size_t rows) { r.program.reserve(rows); }, nb::arg("num_rows"))
-      .def_prop_ro("workspace_bytes", [](const Recorder& r) { return r.program.workspace_bytes(); })
+      .def_prop_ro("workspace_bytes", [](const Recorder& r) { return r.program.workspace_bytes() + r.sampling.num_bytes(); })
       .def_prop_ro("seconds", [](const Recorder& r) { return r.program.seconds(); }, "Spent in each kind of operation so far.")
       .def_prop_ro("block_items", [](const Recorder& r) { return r.program.kv().block_items(); })
       .def("write", &Recorder::write<Bf16>, nb::arg("buffer"), nb::arg("rows"))
@@ -339,5 +385,9 @@ NB_MODULE(_cpu, m) {
       .def("logits", &Recorder::logits<Bf16>, nb::arg("hidden"), nb::arg("out"), "Logits [N, V] of final hidden states [N, E].")
       .def("logits", &Recorder::logits<float>, nb::arg("hidden"), nb::arg("out"))
       .def("greedy", &Recorder::greedy, nb::arg("logits"),
-           "Per row (token, log-probability, problem): 0 none, 1 NaN, 2 +inf, 3 nothing but -inf.");
+           "Per row (token, log-probability, problem): 0 none, 1 NaN, 2 +inf, 3 nothing but -inf.")
+      .def("draw", &Recorder::draw, nb::arg("logits"), nb::arg("draws"),
+           "Per (row, temperature, top_k, top_p, min_p, key) a token, or -1 where a logit is NaN or all are -inf.")
+      .def("describe", &Recorder::describe, nb::arg("logits"), nb::arg("asked"),
+           "Per (row, token, num_top): (problem, log-probability, rank, ((token, log-probability) ..)).");
 }

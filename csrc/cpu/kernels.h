@@ -163,6 +163,27 @@ struct Peak {   // of a part of a row of logits
   double mass;  // sum of exp(x - top)
 };
 
+// One token to be drawn from a row of logits; see draw.h.
+struct Draw {
+  const float* logits;
+  size_t num;
+  float temperature;     // above 0
+  int64_t top_k;         // 0 and below, and from num on: off
+  double top_p, min_p;   // above 0, 1 is off; 0 is off, at most 1
+  uint64_t key;          // of the noise
+};
+
+// A row of logits with what its log-probabilities (logit - top) - log_mass are reckoned from.
+struct LogRow {
+  const float* logits;
+  size_t num;
+  float top, log_mass;
+};
+
+constexpr int32_t kNoToken = -1;
+// Of `draw` and `likeliest`.
+constexpr size_t draw_scratch_bytes(size_t num) { return 3 * sizeof(float) * round_up(num, kLineBytes); }
+
 struct Kernels {
   const char* name;
   // One panel from floats [padded in][16].
@@ -186,6 +207,12 @@ struct Kernels {
   void (*merge)(const Attention& call, const AttentionItem& item);
   void (*embed)(const Weight& table, Number number, int64_t token, void* out);
   Peak (*peak)(const float* logits, size_t num);
+  // kNoToken where a logit is NaN or all are -inf.
+  int32_t (*draw)(const Draw& call, char* scratch);
+  // How many tokens come before one: those of a higher log-probability, and equal ones of lower id.
+  size_t (*num_ahead)(const LogRow& row, size_t token);
+  // The k tokens of highest log-probability, of equal ones the lower ids; in no order. 1 <= k <= num.
+  void (*likeliest)(const LogRow& row, size_t k, char* scratch, float* logprobs, int32_t* ids);
 };
 
 constexpr size_t kRowBlock = 120;     // rows of a work item of `linear` that has many

@@ -4,7 +4,6 @@
 #include <chrono>
 #include <cmath>
 #include <cstring>
-#include <limits>
 
 namespace octavo::cpu {
 namespace {
@@ -12,7 +11,6 @@ namespace {
 constexpr size_t kQueryRows = 120;  // rows under one KV head that an item of attention takes, tokens times heads
 constexpr size_t kManyItems = 4;    // items per thread that keep all threads busy to the end
 constexpr size_t kSpareRows = 32;   // past the last prepared one: kernels on tiles read them and drop what comes of it
-constexpr size_t kPeakPart = 16384;  // logits whose peak one item finds
 
 void grow(Pages& memory, size_t& have, size_t want) {
   if (want <= have) return;
@@ -214,36 +212,6 @@ void Program::logits(const void* hidden, size_t num_rows, float* out) {
   const auto before = std::chrono::steady_clock::now();
   multiply(*head_weight_, hidden, widths_[head_from_], num_rows, out, head_weight_->weight().num_out, Finish::widen);
   seconds_["head"] += std::chrono::duration<double>(std::chrono::steady_clock::now() - before).count();
-}
-
-void greedy(const Kernels& kernels, Pool& pool, const float* logits, size_t num_rows, size_t vocab, Greedy* out) {
-  const size_t parts = (vocab + kPeakPart - 1) / kPeakPart;
-  std::vector<Peak> peaks(num_rows * parts);
-  pool.loop(peaks.size(), [&](size_t item, size_t) {
-    const size_t first = item % parts * kPeakPart;
-    peaks[item] = kernels.peak(logits + item / parts * vocab + first, std::min(kPeakPart, vocab - first));
-  });
-  for (size_t row = 0; row < num_rows; ++row) {
-    const Peak* part = &peaks[row * parts];
-    Greedy& found = out[row];
-    found = {0, 0, 0.0};
-    float top = -std::numeric_limits<float>::infinity();
-    for (size_t i = 0; i < parts; ++i) {
-      if (std::isnan(part[i].top)) found.problem = 1;
-      if (part[i].top > top) {
-        top = part[i].top;
-        found.token = static_cast<int32_t>(i * kPeakPart) + part[i].at;
-      }
-    }
-    if (found.problem) continue;
-    if (std::isinf(top)) {
-      found.problem = top > 0 ? 2 : 3;
-      continue;
-    }
-    double mass = 0.0;
-    for (size_t i = 0; i < parts; ++i) mass += part[i].mass * std::exp(static_cast<double>(part[i].top) - top);
-    found.logprob = -std::log(mass);
-  }
 }
 
 }  // namespace octavo::cpu

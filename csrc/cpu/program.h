@@ -97,12 +97,4 @@ class Program {
   std::map<std::string, double> seconds_;
 };
 
-// Greedy choices of rows of logits: token, its log-probability, and 0, or what is wrong: 1 NaN, 2 +inf, 3 nothing but
-// -inf.
-struct Greedy {
-  int32_t token, problem;
-  double logprob;
-};
-void greedy(const Kernels& kernels, Pool& pool, const float* logits, size_t num_rows, size_t vocab, Greedy* out);
-
 }  // namespace octavo::cpu

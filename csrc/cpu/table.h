@@ -2,6 +2,7 @@
 #pragma once
 
 #include "attention.h"
+#include "draw.h"
 #include "linear.h"
 #include "pack.h"
 #include "rows.h"
@@ -10,7 +11,8 @@ namespace octavo::cpu {
 namespace {
 
 constexpr Kernels table(const char* name) {
-  return {name, pack_panel, unpack_panel, row_bytes, prepare, linear, norm, rope, attention_scratch, attention, merge, embed, peak};
+  return {name, pack_panel, unpack_panel, row_bytes, prepare, linear, norm, rope, attention_scratch, attention, merge, embed, peak,
+          draw, num_ahead, likeliest};
 }
 
 }  // namespace

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from octavo.decode.logprobs import BadLogits, Choice
-from octavo.decode.noise import gumbel, signed, stream_key
 from octavo.decode.sampler import Job, is_plain
 from octavo.kernels.sampling import PROBLEMS, Likeliest, likeliest, ordered, whole_shares
+from octavo.kernels.sampling.noise import gumbel, signed, stream_key
 from octavo.planner.device import DRAW_BYTES
 
 GROUP_BYTES = DRAW_BYTES

@@ -26,8 +26,8 @@ from torch import Tensor
 from octavo.core.sequence import SamplingParams
 from octavo.decode.logprobs import check_row
 from octavo.decode.sampler import adjusted
-from octavo.decode.truncate import highest
 from octavo.errors import Bug
+from octavo.kernels.sampling.truncate import highest
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from octavo.decode.truncate import highest
+from octavo.kernels.sampling import TORCH, Sampling
+from octavo.kernels.sampling.reference import problem_of
 
 
 class BadLogits(ValueError):
@@ -30,19 +30,9 @@ class Choice:
     top: tuple[tuple[int, float], ...] = ()
 
 
-def describe(row: Tensor, token: int, num_top: int) -> Choice:
-    """What is reported of `token`, given its row [V] of raw float32 logits and nothing else."""
-    logprobs = row.log_softmax(-1)
-    own = logprobs[token]
-    rank = 1 + int((logprobs > own).count_nonzero()) + int((logprobs[:token] == own).count_nonzero())
-    top: tuple[tuple[int, float], ...] = ()
-    if num_top:
-        ids, values = highest(logprobs, min(num_top, logprobs.numel()))
-        top = tuple(zip(ids.tolist(), values.tolist(), strict=True))
-    return Choice(token, float(own), rank, top)
-
-
-def prompt_logprobs(logits: Tensor, next_tokens: Sequence[int], num_top: int) -> list[Choice]:
+def prompt_logprobs(
+    logits: Tensor, next_tokens: Sequence[int], num_top: int, sampling: Sampling = TORCH
+) -> list[Choice]:
     """How likely each next token of a prompt was.
 
     logits       [N, V] float32, row i after the prompt's token i
@@ -51,19 +41,24 @@ def prompt_logprobs(logits: Tensor, next_tokens: Sequence[int], num_top: int) ->
     """
     if logits.shape[0] != len(next_tokens):
         raise ValueError(f"prompt_logprobs: {logits.shape[0]} rows of logits for {len(next_tokens)} tokens")
+    asked = [(row, token, num_top) for row, token in enumerate(next_tokens)]
     choices = []
-    for row, token in zip(logits, next_tokens, strict=True):
-        check_row(row)
-        choices.append(describe(row, token, num_top))
+    for (row, token, _), found in zip(asked, sampling.describe(logits, asked), strict=True):
+        if found.problem:
+            raise bad_logits(logits[row], found.problem)
+        choices.append(Choice(token, found.logprob, found.rank, found.top))
     return choices
 
 
 def check_row(row: Tensor) -> None:
     """Raises BadLogits unless the row [V] has a finite maximum and no NaN."""
-    top = float(row.amax(-1))  # NaN when any entry is
-    if math.isnan(top):
-        raise BadLogits(f"{int(row.isnan().count_nonzero())} of {row.numel()} logits are NaN")
-    if top == float("inf"):
-        raise BadLogits("a logit is +inf")
-    if top == float("-inf"):
-        raise BadLogits("every logit is -inf")
+    problem = problem_of(row)
+    if problem:
+        raise bad_logits(row, problem)
+
+
+def bad_logits(row: Tensor, problem: int) -> BadLogits:
+    """What to say of a row with a problem: an index of `octavo.kernels.sampling.PROBLEMS`."""
+    if problem == 1:
+        return BadLogits(f"{int(row.isnan().count_nonzero())} of {row.numel()} logits are NaN")
+    return BadLogits("a logit is +inf" if problem == 2 else "every logit is -inf")

@@ -7,19 +7,17 @@ a row's token does not depend on what else is in the batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from octavo.core.sequence import SamplingParams
-from octavo.decode.logprobs import BadLogits, Choice, check_row, describe
-from octavo.decode.noise import gumbel, stream_key
-from octavo.decode.truncate import select
+from octavo.decode.logprobs import BadLogits, Choice, bad_logits
 from octavo.errors import RequestError
-from octavo.kernels import sampling
-from octavo.kernels.sampling import Greedy
+from octavo.kernels.sampling import NO_TOKEN, TORCH, Described, Draw, Sampling
+from octavo.kernels.sampling.noise import stream_key
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,81 +56,76 @@ def check_params(params: SamplingParams, vocab_size: int) -> None:
                 )
 
 
-def sample_row(
-    logits: Tensor,
-    params: SamplingParams,
-    seed: int,
-    choice: int,
-    position: int,
-    prompt_tokens: Sequence[int] = (),
-    output_tokens: Sequence[int] = (),
-    suppressed: Collection[int] = frozenset(),
-    allowed: Tensor | None = None,
-) -> Choice:
-    """Draws one token.
+def sample_rows(logits: Tensor, jobs: Sequence[Job], sampling: Sampling = TORCH) -> list[Choice | BadLogits]:
+    """Draws one token per job; a bad row spoils its own jobs only.
 
-    logits  [V] float32, as the model gave them; only read
-    The rest is described at `Job`.
-    Raises BadLogits when nothing can be drawn, RequestError when `logit_bias` names a token past V.
-    """
-    check_row(logits)
-    row = adjusted(logits, params, prompt_tokens, output_tokens, suppressed, allowed)
-    if params.is_greedy:
-        token = int(row.argmax())
-    else:
-        ids, values = select(row / params.temperature, params.top_k, params.top_p, params.min_p)
-        scores = values.double() + gumbel(stream_key(seed, choice, position), ids)
-        token = int(ids[scores == scores.max()].min()) if ids.numel() else 0
-    if float(row[token]) == float("-inf"):
-        raise BadLogits("every token is forbidden or has logit -inf")
-    return describe(logits, token, params.logprobs or 0)
-
-
-def sample_rows(
-    logits: Tensor, jobs: Sequence[Job], greedy: Callable[[Tensor], list[Greedy]] = sampling.greedy
-) -> list[Choice | BadLogits]:
-    """Draws one token per job, the same that `sample_row` draws; a bad row spoils its own jobs only.
-
-    logits  [N, V] float32
-    greedy  finds the likeliest tokens of all rows at once; see `octavo.kernels.sampling`
+    logits  [N, V] float32, as the model gave them; only read
+    Raises RequestError when `logit_bias` names a token past V.
     """
     plain = [is_plain(job) for job in jobs]
-    likeliest = greedy(logits) if any(plain) else []
-    results: list[Choice | BadLogits] = []
-    for job, takes_top in zip(jobs, plain, strict=True):
-        row = logits[job.row]
-        try:
-            if takes_top:
-                found = likeliest[job.row]
-                if found.problem:
-                    check_row(row)
-                if job.params.logprobs:
-                    results.append(describe(row, found.token, job.params.logprobs))
-                else:
-                    results.append(Choice(found.token, found.logprob, rank=1))
-            else:
-                results.append(
-                    sample_row(
-                        row,
-                        job.params,
-                        job.seed,
-                        job.choice,
-                        job.position,
-                        job.prompt_tokens,
-                        job.output_tokens,
-                        job.suppressed,
-                        job.allowed,
-                    )
-                )
-        except BadLogits as error:
-            results.append(error)
-    return results
+    likeliest = sampling.greedy(logits) if any(plain) else []
+    drawn = _drawn(logits, {i: job for i, job in enumerate(jobs) if not plain[i]}, sampling)
+    tokens = [likeliest[job.row].token if plain[i] else drawn[i] for i, job in enumerate(jobs)]
+    asked = [
+        i for i, job in enumerate(jobs) if not plain[i] or job.params.logprobs or likeliest[job.row].problem
+    ]
+    described = sampling.describe(
+        logits, [(jobs[i].row, max(tokens[i], 0), jobs[i].params.logprobs or 0) for i in asked]
+    )
+    facts = dict(zip(asked, described, strict=True))
+    return [
+        _choice(logits[job.row], tokens[i], facts[i])
+        if i in facts
+        else Choice(tokens[i], likeliest[job.row].logprob, rank=1)
+        for i, job in enumerate(jobs)
+    ]
+
+
+def _choice(row: Tensor, token: int, facts: Described) -> Choice | BadLogits:
+    if facts.problem:
+        return bad_logits(row, facts.problem)
+    if token == NO_TOKEN:
+        return BadLogits("every token is forbidden or has logit -inf")
+    return Choice(token, facts.logprob, facts.rank, facts.top)
+
+
+def _drawn(logits: Tensor, jobs: Mapping[int, Job], sampling: Sampling) -> dict[int, int]:
+    """The token of each job, or NO_TOKEN."""
+    changed = {
+        i: adjusted(
+            logits[job.row], job.params, job.prompt_tokens, job.output_tokens, job.suppressed, job.allowed
+        )
+        for i, job in jobs.items()
+        if not _is_raw(job)
+    }
+    raw = [i for i in jobs if i not in changed]
+    cold = [i for i in changed if jobs[i].params.is_greedy]
+    warm = [i for i in changed if not jobs[i].params.is_greedy]
+    tokens = dict(zip(raw, sampling.draw(logits, [_draw(jobs[i], jobs[i].row) for i in raw]), strict=True))
+    if cold:
+        found = sampling.greedy(torch.stack([changed[i] for i in cold]))
+        tokens |= {i: NO_TOKEN if one.problem else one.token for i, one in zip(cold, found, strict=True)}
+    if warm:
+        rows = torch.stack([changed[i] for i in warm])
+        draws = [_draw(jobs[i], row) for row, i in enumerate(warm)]
+        tokens |= dict(zip(warm, sampling.draw(rows, draws), strict=True))
+    return tokens
+
+
+def _draw(job: Job, row: int) -> Draw:
+    params = job.params
+    key = stream_key(job.seed, job.choice, job.position)
+    return Draw(row, params.temperature, params.top_k, params.top_p, params.min_p, key)
 
 
 def is_plain(job: Job) -> bool:
     """Whether the highest raw logit is the answer."""
-    is_free = job.allowed is None and not job.suppressed
-    return job.params.is_greedy and is_free and not _changes_logits(job.params)
+    return job.params.is_greedy and _is_raw(job)
+
+
+def _is_raw(job: Job) -> bool:
+    """Whether the row is drawn from as the model gave it."""
+    return job.allowed is None and not job.suppressed and not _changes_logits(job.params)
 
 
 def _changes_logits(params: SamplingParams) -> bool:

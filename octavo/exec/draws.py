@@ -49,7 +49,7 @@ class Known:
 def draw_for(model: Model) -> Draw:
     """Row by row for a processor, whose caches hold a row; all rows together for a device, which is far away."""
     if model.device.type == "cpu":
-        return lambda logits, jobs: Known(sample_rows(logits, jobs, model.greedy))
+        return lambda logits, jobs: Known(sample_rows(logits, jobs, model.sampling))
     return draw_together(model)
 
 

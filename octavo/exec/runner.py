@@ -244,7 +244,9 @@ class Runner:
             row = first_row + start - piece.start
             logits = self.model.logits(hidden[row : row + end - start])
             try:
-                found = prompt_logprobs(logits, held.tokens[start + 1 : end + 1], num_top)
+                found = prompt_logprobs(
+                    logits, held.tokens[start + 1 : end + 1], num_top, self.model.sampling
+                )
             except BadLogits as error:
                 return Output(piece.seq_id, piece.epoch, error=str(error))
             del logits  # before the next rows' are made

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from octavo.arch import Arch
-from octavo.kernels.sampling import Greedy, greedy
+from octavo.kernels.sampling import TORCH, Sampling
 from octavo.kv.layout import DenseLayout, Layout
 from octavo.kv.pool import KvPool
 from octavo.models.batch import Batch
@@ -51,8 +51,9 @@ class Model(Protocol):
     def logits(self, hidden: Tensor) -> Tensor:
         """[N, V] float32 from rows [N, E] of what `forward` returned."""
 
-    def greedy(self, logits: Tensor) -> list[Greedy]:
-        """The likeliest token of each row of logits [N, V] float32."""
+    @property
+    def sampling(self) -> Sampling:
+        """From rows of logits to tokens."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,5 +104,6 @@ class TorchModel:
     def logits(self, hidden: Tensor) -> Tensor:
         return self.head(hidden).to(torch.float32)
 
-    def greedy(self, logits: Tensor) -> list[Greedy]:
-        return greedy(logits)
+    @property
+    def sampling(self) -> Sampling:
+        return TORCH

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from octavo.arch import Arch
 from octavo.kernels.native import module
-from octavo.kernels.sampling import Greedy
+from octavo.kernels.sampling import Sampling
+from octavo.kernels.sampling.native import NativeSampling
 from octavo.kv.layout import Layout, PanelLayout
 from octavo.kv.pool import KvPool
 from octavo.models.batch import Batch
@@ -107,8 +108,9 @@ class NativeModel:
         self._any_program().logits(hidden.contiguous(), logits)
         return logits
 
-    def greedy(self, logits: Tensor) -> list[Greedy]:
-        return [Greedy(*row) for row in self._any_program().greedy(logits)]
+    @property
+    def sampling(self) -> Sampling:
+        return NativeSampling(self._any_program())
 
     def seconds(self) -> dict[str, float]:
         """Spent so far in each kind of operation of the program in use."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from benches.harness import Bench, GateFailed
-from benches.kernels import cached, linear, paged_decode, paged_prefill, trial
+from benches.kernels import cached, draws, linear, paged_decode, paged_prefill, trial
 from benches.record import read
 from octavo.kernels.attention.reference import paged_attention
 from octavo.kernels.choose import Impl, fits_all
@@ -21,6 +21,7 @@ from octavo.kernels.native import instruction_sets
 from tests.benches.made import LIMITS
 
 TINY = {
+    draws: ["--rows", "1,3", "--vocab", "300"],
     linear: ["--rows", "1,5", "--in-features", "48", "--out-features", "40"],
     paged_decode: [
         "--sequences",

@@ -9,8 +9,9 @@ import torch
 from octavo.core.sequence import SamplingParams
 from octavo.decode.batched import draw
 from octavo.decode.logprobs import BadLogits
-from octavo.decode.sampler import Job, sample_row
-from octavo.kernels.sampling import greedy, likeliest, ordered, whole_shares
+from octavo.decode.sampler import Job
+from octavo.kernels.sampling import TORCH, likeliest, ordered, whole_shares
+from tests.decode.alone import sample_row
 
 V = 600
 PARAMS = [
@@ -124,7 +125,7 @@ def test_the_likeliest_of_many_rows_are_those_of_each():
     logits = rows(6)
     logits[2, 4], logits[4, 5], logits[5] = math.nan, math.inf, -math.inf
     found = likeliest(logits)
-    for row, want in enumerate(greedy(logits)):
+    for row, want in enumerate(TORCH.greedy(logits)):
         assert int(found.problems[row]) == want.problem
         if not want.problem:
             assert int(found.tokens[row]) == want.token

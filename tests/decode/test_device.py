@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from octavo.core.sequence import SamplingParams
-from octavo.decode.noise import gumbel, random_bits, uniform
 from octavo.decode.sampler import Job, sample_rows
+from octavo.kernels.sampling.noise import gumbel, random_bits, uniform
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
 

@@ -9,12 +9,40 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from octavo.core.sequence import SamplingParams
-from octavo.decode.logprobs import BadLogits, Choice, describe, prompt_logprobs
-from octavo.decode.sampler import Job, check_params, sample_row, sample_rows
+from octavo.decode import sampler
+from octavo.decode.logprobs import BadLogits, Choice, prompt_logprobs
+from octavo.decode.sampler import Job, check_params
 from octavo.errors import RequestError
+from octavo.kernels import native
+from octavo.kernels.sampling import TORCH, Sampling
+from octavo.kernels.sampling.native import NativeSampling
+from tests.decode import alone
 
 GREEDY = SamplingParams(temperature=0.0)
 INF = math.inf
+
+
+class Using:
+    """What draws in this run of the module."""
+
+    sampling: Sampling = TORCH
+
+
+@pytest.fixture(autouse=True, scope="module", params=["torch", *native.instruction_sets()[:1]])
+def using(request):
+    isa = request.param
+    if isa != "torch":
+        Using.sampling = NativeSampling(native.module().Program(isa, 2, "float32", 1, 1, 2, 16, 1e-6))
+    yield
+    Using.sampling = TORCH
+
+
+def sample_row(*args, **named):
+    return alone.sample_row(*args, **named, sampling=Using.sampling)
+
+
+def sample_rows(values, jobs):
+    return sampler.sample_rows(values, jobs, Using.sampling)
 
 
 def row(*values):
@@ -255,23 +283,23 @@ def test_logprobs_none_zero_and_more_than_the_vocabulary():
 
 
 def test_equal_logprobs_are_listed_by_id():
-    got = describe(row(1, 2, 1, 2, 1), 4, 4)
+    (got,) = Using.sampling.describe(row(1, 2, 1, 2, 1)[None], [(0, 4, 4)])
     assert [i for i, _ in got.top] == [1, 3, 0, 2]
     assert got.rank == 5
 
 
 def test_prompt_logprobs():
     values = logits(4, 20)
-    got = prompt_logprobs(values, [3, 0, 19, 7], 2)
+    got = prompt_logprobs(values, [3, 0, 19, 7], 2, Using.sampling)
     for given_row, choice, want_token in zip(values, got, [3, 0, 19, 7], strict=True):
         exact = given_row.double() - given_row.double().exp().sum().log()
         assert choice.token == want_token
         assert choice.logprob == pytest.approx(float(exact[want_token]), abs=2**-18)
         assert [i for i, _ in choice.top] == exact.topk(2).indices.tolist()
     with pytest.raises(ValueError, match="4 rows of logits for 1 tokens"):
-        prompt_logprobs(values, [1], 0)
+        prompt_logprobs(values, [1], 0, Using.sampling)
     with pytest.raises(BadLogits):
-        prompt_logprobs(torch.full((1, 3), math.nan), [1], 0)
+        prompt_logprobs(torch.full((1, 3), math.nan), [1], 0, Using.sampling)
 
 
 # ---- what cannot be drawn

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from octavo.kernels.sampling import Greedy, greedy
+from octavo.kernels.sampling import TORCH, Greedy
 from tests.kernels.native_program import ISAS, THREADS, rows_program
 from tests.kernels.numbers import F32, seeded
 
@@ -103,7 +103,7 @@ def test_forbidden_tokens_are_not_chosen(isa: str, V: int) -> None:
 def test_the_reference_chooses_the_same(isa: str) -> None:
     logits = seeded(6, 300, seed=1)
     logits[1, 7], logits[2, 7], logits[3] = torch.nan, INF, -INF
-    for one, other in zip(choose(isa, logits), greedy(logits), strict=True):
+    for one, other in zip(choose(isa, logits), TORCH.greedy(logits), strict=True):
         assert (one.token if not one.problem else None, one.problem) == (
             other.token if not other.problem else None,
             other.problem,

@@ -134,7 +134,7 @@ def test_instruction_sets_agree_on_quantized_weights(
 def test_greedy_of_the_models_own_logits(tmp_path: Path) -> None:
     model = load(write_checkpoint(tmp_path / "model"))
     logits = run(model, 2)
-    for one, row in zip(model.greedy(logits), logits, strict=True):
+    for one, row in zip(model.sampling.greedy(logits), logits, strict=True):
         assert (one.token, one.problem) == (int(row.argmax()), 0)
 
 

@@ -1,9 +1,10 @@
-"""From rows of logits to tokens, where no noise is needed."""
+"""From rows of logits to tokens."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from octavo.kernels.sampling import reference
 from octavo.kernels.triton import lazily, refuses
 
 PROBLEMS = ("", "is NaN", "is +inf", "every logit is -inf")
+NO_TOKEN = reference.NO_TOKEN
 
 
 class Greedy(NamedTuple):
@@ -29,15 +31,81 @@ class Greedy(NamedTuple):
     problem: int
 
 
-def greedy(logits: Tensor) -> list[Greedy]:
-    """The likeliest token of each row.
+class Draw(NamedTuple):
+    """A token to be drawn: the highest logit / temperature + Gumbel noise of those that top-k, top-p and min-p keep.
 
-    logits  [N, V] float32
-
-    A row's answer depends on nothing but that row. Budget of the log-probability: V / 16 + 8 float32 units of the
-    sum it is the logarithm of.
+    row          index of its row of logits; several may share one
+    temperature  above 0
+    top_k        keep the k highest; 0, -1 and anything from V on: off
+    top_p        of what top-k keeps, the fewest tokens, likeliest first, whose probabilities reach it; the one that
+                 crosses it stays. In (0, 1], 1 is off
+    min_p        drop what is less likely than this fraction of the likeliest. In [0, 1], 0 is off
+    key          of the noise: see `noise.stream_key`
     """
-    return [Greedy(*row) for row in reference.greedy(logits)]
+
+    row: int
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    key: int
+
+
+class Described(NamedTuple):
+    """What is reported of a token, from raw logits: before bias, penalties and temperature.
+
+    problem  as in `Greedy`; where it is not 0 the rest means nothing
+    logprob  natural logarithm of its probability
+    rank     its place among all tokens by (logprob, lower id first), from 1
+    top      the likeliest tokens as (token, logprob), likeliest first, equal ones by lower id
+    """
+
+    problem: int
+    logprob: float
+    rank: int
+    top: tuple[tuple[int, float], ...]
+
+
+class Sampling(Protocol):
+    """From rows of logits [N, V] float32, one after another in memory, to tokens.
+
+    An answer depends on nothing but its row and what is asked of it.
+    """
+
+    def greedy(self, logits: Tensor) -> list[Greedy]:
+        """The likeliest token of each row.
+
+        Budget of the log-probability: V / 16 + 8 float32 units of the sum it is the logarithm of.
+        """
+
+    def draw(self, logits: Tensor, draws: Sequence[Draw]) -> list[int]:
+        """A token for each draw; NO_TOKEN where all logits are -inf, and of a row with NaN it means nothing.
+
+        Of equal scores the lowest id wins. Shares of probability are sums in float64: where two differ by rounding, a
+        token at the very edge of top-p may fall on either side, in each implementation always on the same.
+        """
+
+    def describe(self, logits: Tensor, asked: Sequence[tuple[int, int, int]]) -> list[Described]:
+        """What is reported of (row, token, number of the likeliest to name beside it). Budget: as `greedy`."""
+
+
+class TorchSampling:
+    """Plain torch, on any device."""
+
+    def greedy(self, logits: Tensor) -> list[Greedy]:
+        return [Greedy(*row) for row in reference.greedy(logits)]
+
+    def draw(self, logits: Tensor, draws: Sequence[Draw]) -> list[int]:
+        return [
+            reference.draw(logits[one.row], one.temperature, one.top_k, one.top_p, one.min_p, one.key)
+            for one in draws
+        ]
+
+    def describe(self, logits: Tensor, asked: Sequence[tuple[int, int, int]]) -> list[Described]:
+        return [Described(*reference.describe(logits[row], *rest)) for row, *rest in asked]
+
+
+TORCH = TorchSampling()
 
 
 class Likeliest(NamedTuple):

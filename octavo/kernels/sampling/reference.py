@@ -7,6 +7,11 @@ import math
 import torch
 from torch import Tensor
 
+from octavo.kernels.sampling.noise import gumbel
+from octavo.kernels.sampling.truncate import highest, select
+
+NO_TOKEN = -1
+
 
 def greedy(logits: Tensor) -> list[tuple[int, float, int]]:
     check("greedy", logits)
@@ -19,13 +24,42 @@ def check(op: str, logits: Tensor) -> None:
 
 
 def _row(row: Tensor) -> tuple[int, float, int]:
-    top = float(row.amax())  # NaN when any entry is
-    if math.isnan(top):
-        return 0, 0.0, 1
-    if math.isinf(top):
-        return 0, 0.0, 2 if top > 0 else 3
+    problem = problem_of(row)
+    if problem:
+        return 0, 0.0, problem
     token = int(row.argmax())
     return token, float(row.log_softmax(-1)[token]), 0
+
+
+def problem_of(row: Tensor) -> int:
+    top = float(row.amax())  # NaN when any entry is
+    if math.isnan(top):
+        return 1
+    if math.isinf(top):
+        return 2 if top > 0 else 3
+    return 0
+
+
+def draw(row: Tensor, temperature: float, top_k: int, top_p: float, min_p: float, key: int) -> int:
+    ids, values = select(row / temperature, top_k, top_p, min_p)
+    if not ids.numel():
+        return NO_TOKEN
+    scores = values.double() + gumbel(key, ids)
+    return int(ids[scores == scores.max()].min())
+
+
+def describe(row: Tensor, token: int, num_top: int) -> tuple[int, float, int, tuple[tuple[int, float], ...]]:
+    problem = problem_of(row)
+    if problem:
+        return problem, 0.0, 0, ()
+    logprobs = row.log_softmax(-1)
+    own = logprobs[token]
+    rank = 1 + int((logprobs > own).count_nonzero()) + int((logprobs[:token] == own).count_nonzero())
+    top: tuple[tuple[int, float], ...] = ()
+    if num_top:
+        ids, values = highest(logprobs, min(num_top, logprobs.numel()))
+        top = tuple(zip(ids.tolist(), values.tolist(), strict=True))
+    return 0, float(own), rank, top
 
 
 def likeliest(logits: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -7,7 +7,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from octavo.decode.truncate import highest, nucleus, select
+from octavo.kernels.sampling.truncate import highest, nucleus, select
 
 LOGITS = st.lists(
     st.floats(-20, 20, width=32) | st.sampled_from([0.0, 1.0, -math.inf]), min_size=1, max_size=30

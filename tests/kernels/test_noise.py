@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from octavo.decode.noise import gumbel, random_bits, stream_key, uniform
+from octavo.kernels.sampling.noise import gumbel, random_bits, stream_key, uniform
 
 MASK = 2**64 - 1
 
