@@ -70,6 +70,12 @@ inline F scale_by_power(F x, F n) {
   };
   return {scaled(x.lo, n.lo), scaled(x.hi, n.hi)};
 }
+inline float top_of(F a) {
+  const __m256 eight = _mm256_max_ps(a.lo, a.hi);
+  const __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+  const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
+}
 
 inline I izero() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
 inline I iload(const int32_t* p) {

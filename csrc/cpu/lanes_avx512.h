@@ -49,9 +49,15 @@ inline F between(F x, int first, int last, float other) {
 }
 // x * 2^n for whole n with normal results; n below -126 gives 0.
 inline F scale_by_power(F x, F n) {
-  const __mmask16 kept = _mm512_cmp_ps_mask(n.v, _mm512_set1_ps(-126.0f), _CMP_GE_OQ);
-  const __m512i biased = _mm512_add_epi32(_mm512_cvtps_epi32(n.v), _mm512_set1_epi32(127));
-  return {_mm512_mul_ps(x.v, _mm512_castsi512_ps(_mm512_maskz_slli_epi32(kept, biased, 23)))};
+  const __mmask16 kept = _mm512_cmp_ps_mask(n.v, _mm512_set1_ps(-126.0f), _CMP_NLT_UQ);
+  return {_mm512_maskz_scalef_ps(kept, x.v, n.v)};
+}
+inline float top_of(F a) {
+  const __m256 high = _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(a.v), 1));
+  const __m256 eight = _mm256_max_ps(_mm512_castps512_ps256(a.v), high);
+  const __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+  const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
 }
 
 inline I izero() { return {_mm512_setzero_si512()}; }

@@ -93,6 +93,11 @@ inline F scale_by_power(F x, F n) {
     return x.v[i] * power;
   });
 }
+inline float top_of(F a) {
+  for (int half = 8; half > 0; half /= 2)
+    for (int i = 0; i < half; ++i) a.v[i] = a.v[i] > a.v[i + half] ? a.v[i] : a.v[i + half];
+  return a.v[0];
+}
 
 inline I izero() { return I{}; }
 inline I iload(const int32_t* p) {

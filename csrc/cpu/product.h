@@ -248,13 +248,6 @@ inline float sum_of(F x) {
     for (size_t i = 0; i < half; ++i) v[i] += v[i + half];
   return v[0];
 }
-inline float top_of(F x) {
-  float v[kPanel];
-  store(v, x);
-  for (size_t half = kPanel / 2; half > 0; half /= 2)
-    for (size_t i = 0; i < half; ++i) v[i] = v[i] > v[i + half] ? v[i] : v[i + half];
-  return v[0];
-}
 
 // e^x within 2 units; 0 below -87.3, infinity above 88.7, NaN for NaN.
 // Range reduction and polynomial: Cephes expf (S. Moshier), degree 6 in the remainder.

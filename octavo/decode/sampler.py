@@ -7,7 +7,7 @@ a row's token does not depend on what else is in the batch.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -18,6 +18,7 @@ from octavo.decode.logprobs import BadLogits, Choice, bad_logits
 from octavo.errors import RequestError
 from octavo.kernels.sampling import NO_TOKEN, TORCH, Described, Draw, Sampling
 from octavo.kernels.sampling.noise import stream_key
+from octavo.planner.memory import CHANGED_ROWS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,25 +92,34 @@ def _choice(row: Tensor, token: int, facts: Described) -> Choice | BadLogits:
 
 def _drawn(logits: Tensor, jobs: Mapping[int, Job], sampling: Sampling) -> dict[int, int]:
     """The token of each job, or NO_TOKEN."""
-    changed = {
-        i: adjusted(
-            logits[job.row], job.params, job.prompt_tokens, job.output_tokens, job.suppressed, job.allowed
-        )
-        for i, job in jobs.items()
-        if not _is_raw(job)
-    }
-    raw = [i for i in jobs if i not in changed]
-    cold = [i for i in changed if jobs[i].params.is_greedy]
-    warm = [i for i in changed if not jobs[i].params.is_greedy]
+    raw = [i for i, job in jobs.items() if _is_raw(job)]
     tokens = dict(zip(raw, sampling.draw(logits, [_draw(jobs[i], jobs[i].row) for i in raw]), strict=True))
-    if cold:
-        found = sampling.greedy(torch.stack([changed[i] for i in cold]))
-        tokens |= {i: NO_TOKEN if one.problem else one.token for i, one in zip(cold, found, strict=True)}
-    if warm:
-        rows = torch.stack([changed[i] for i in warm])
-        draws = [_draw(jobs[i], row) for row, i in enumerate(warm)]
-        tokens |= dict(zip(warm, sampling.draw(rows, draws), strict=True))
+    cold = [i for i, job in jobs.items() if i not in tokens and job.params.is_greedy]
+    for some in _groups(cold):
+        found = sampling.greedy(_changed(logits, [jobs[i] for i in some]))
+        tokens |= {i: NO_TOKEN if one.problem else one.token for i, one in zip(some, found, strict=True)}
+    warm = [i for i in jobs if i not in tokens]
+    for some in _groups(warm):
+        rows = _changed(logits, [jobs[i] for i in some])
+        draws = [_draw(jobs[i], row) for row, i in enumerate(some)]
+        tokens |= dict(zip(some, sampling.draw(rows, draws), strict=True))
     return tokens
+
+
+def _groups(which: Sequence[int]) -> Iterator[Sequence[int]]:
+    return (which[first : first + CHANGED_ROWS] for first in range(0, len(which), CHANGED_ROWS))
+
+
+def _changed(logits: Tensor, jobs: Sequence[Job]) -> Tensor:
+    """Rows after allowed tokens, bias, penalties and forbidden tokens, [J, V] fresh."""
+    rows = logits.new_empty(len(jobs), logits.shape[1])
+    for row, job in zip(rows, jobs, strict=True):
+        row.copy_(
+            adjusted(
+                logits[job.row], job.params, job.prompt_tokens, job.output_tokens, job.suppressed, job.allowed
+            )
+        )
+    return rows
 
 
 def _draw(job: Job, row: int) -> Draw:

@@ -30,6 +30,12 @@ PENALTY_TOKEN_BYTES = 32
 PROMPT_ROWS = 64
 """Prompt positions whose logits the runner computes at a time."""
 
+CHANGED_ROWS = 8
+"""Rows of logits whose bias, penalties and masks are applied to copies before their tokens are drawn side by side."""
+
+DRAW_BYTES_PER_ENTRY = 64 + 4 * CHANGED_ROWS
+"""Of each entry of the vocabulary: a draw's own copies of one row, and the changed ones."""
+
 
 def weight_bytes(arch: Arch, dtype: str, isa: str | None = None, quantization: str | None = None) -> int:
     """Bytes of all weights as they will lie: packed for compiled kernels of an instruction set, or as tensors."""
@@ -75,7 +81,7 @@ def workspace_bytes(
         hidden = (max_num_batched_tokens + drawn) * arch.hidden_size * element
         logits = drawn + min(PROMPT_ROWS, max_num_batched_tokens)
         seen = PENALTY_TOKEN_BYTES * max_model_len
-        return kept + hidden + (logits * 4 + 64) * arch.vocab_size + seen + LIBRARY_BYTES
+        return kept + hidden + (logits * 4 + DRAW_BYTES_PER_ENTRY) * arch.vocab_size + seen + LIBRARY_BYTES
     rows = _padded(max_num_batched_tokens)
     scratch, kept = _attention_bytes(arch, max_num_batched_tokens, max_model_len)
     layer = max(
@@ -122,11 +128,11 @@ def _mlp_row_bytes(arch: Arch, element: int) -> int:
 
 
 def _head_bytes(arch: Arch, element: int, num_tokens: int, max_num_seqs: int) -> int:
-    """Logits of all rows that draw and of the prompt rows scored at a time, and a draw's copies of one row."""
+    """Logits of all rows that draw and of the prompt rows scored at a time, and the copies that draws make."""
     copy = 0 if element == 4 else 4
     drawn, scored = min(max_num_seqs, num_tokens), min(PROMPT_ROWS, num_tokens)
     logits = _padded(drawn) * element + drawn * copy + _padded(scored) * element + scored * copy
-    return logits * arch.vocab_size + 64 * arch.vocab_size
+    return (logits + DRAW_BYTES_PER_ENTRY) * arch.vocab_size
 
 
 def _padded(num_rows: int) -> int:

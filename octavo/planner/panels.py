@@ -75,8 +75,8 @@ def program_bytes(
 ) -> int:
     """What the recorded program keeps for steps of up to `num_rows` rows: an upper bound.
 
-    Its buffers; rows as products want them; a scratch for each thread; sums of contexts beyond one split; and the
-    angles of all positions.
+    Its buffers; rows as products want them; a scratch for each thread, and another for its draws; sums of contexts
+    beyond one split; and the angles of all positions.
     """
     item, hidden, q_size = ITEM_BYTES[dtype], arch.hidden_size, arch.num_heads * arch.head_dim
     widths = (hidden, hidden, q_size + 2 * arch.num_kv_heads * arch.head_dim, q_size, arch.ffn_size)
@@ -89,7 +89,7 @@ def program_bytes(
     return (
         buffers
         + rows
-        + num_threads * _scratch_bytes(arch, item)
+        + num_threads * (_scratch_bytes(arch, item) + _draw_bytes(arch))
         + _partial_bytes(arch, num_rows, max_model_len, num_threads)
         + 2 * padded(max_model_len, ANGLE_ROWS) * arch.head_dim // 2 * 4
     )
@@ -111,6 +111,11 @@ def _scratch_bytes(arch: Arch, item: int) -> int:
     of_rows = 4 * rows * (2 * width + PANEL + TILE + 2)
     of_a_tile = 2 * width * TILE * (4 + item)
     return padded(product, PAGE) + padded(of_rows + of_a_tile, PAGE) + PAGE
+
+
+def _draw_bytes(arch: Arch) -> int:
+    """One thread's: values, ids and a copy of the values of a row of logits."""
+    return padded(3 * 4 * padded(arch.vocab_size, LINE_BYTES), PAGE)
 
 
 def _partial_bytes(arch: Arch, num_rows: int, max_model_len: int, num_threads: int) -> int:
