@@ -11,7 +11,7 @@ import argparse
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -50,6 +50,9 @@ class Trial:
     max_num_seqs: int
     copy_bytes: int
     side: int
+    quantizations: tuple[str, ...] = ("w8a16", "w4a16", "fp8")
+    rounded_model: str = "llama-3.1-8b"
+    rounded_batches: tuple[int, ...] = (1, 32)
 
 
 REAL = Trial(
@@ -77,6 +80,8 @@ DRY = Trial(
     max_num_seqs=4,
     copy_bytes=MIB,
     side=64,
+    rounded_model="dry",
+    rounded_batches=(1, 3),
 )
 
 
@@ -87,6 +92,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--dry-run", action="store_true", help="on the processor, with a tiny model; no records"
     )
     parser.add_argument("--models", help=f"comma separated (default {','.join(REAL.models)})")
+    parser.add_argument(
+        "--quantizations",
+        help=f"comma separated, or none: of the weights of {REAL.rounded_model}"
+        f" (default {','.join(REAL.quantizations)})",
+    )
     parser.add_argument("--no-checks", action="store_true", help="measure only; records say so")
     parser.add_argument("--no-peer", action="store_true", help="leave transformers out")
     harness.arguments(parser)
@@ -94,6 +104,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     trial = DRY if args.dry_run else REAL
     if args.models:
         trial = replace(trial, models=tuple(args.models.split(",")))
+    if args.quantizations:
+        asked = () if args.quantizations == "none" else tuple(args.quantizations.split(","))
+        trial = replace(trial, quantizations=asked)
     missing = [] if args.dry_run else lacks()
     for lack in missing:
         print(f"missing: {lack.what}\n  {lack.mend}", file=sys.stderr)
@@ -114,7 +127,11 @@ def run(trial: Trial, settings: Settings, *, has_checks: bool, has_peer: bool) -
     device = torch.device(trial.device)
     is_dry = device.type == "cpu"
     try:
-        found = check(device, is_dry=is_dry) if has_checks else ["kernels were not checked in this run"]
+        found = (
+            check(device, trial.quantizations, is_dry=is_dry)
+            if has_checks
+            else ["kernels were not checked in this run"]
+        )
     except GateFailed as error:
         print(f"WRONG RESULTS, nothing was timed: {error}", file=sys.stderr)
         return 1
@@ -138,16 +155,23 @@ def run(trial: Trial, settings: Settings, *, has_checks: bool, has_peer: bool) -
                 write_folder(SHAPES / f"{model}.json", folder, device=trial.device)
             measured = Measured(trial, settings, machine, model, folder, "; ".join(found), accelerator)
             failed |= measured.ask(has_peer=has_peer)
+            if model == trial.rounded_model:
+                for quantization in trial.quantizations:
+                    failed |= measured.ask_rounded(quantization)
     return failed
 
 
-def check(device: torch.device, *, is_dry: bool) -> list[str]:
-    """Suites, then the bundled model on the device's own kernels. Raises GateFailed."""
+def check(device: torch.device, quantizations: Sequence[str], *, is_dry: bool) -> list[str]:
+    """Suites, then the bundled model on the device's own kernels, its weights as they are and rounded. Raises
+    GateFailed."""
     print("checks:", file=sys.stderr)
     found = checks.run_suites(only_collect=is_dry)
     folder = bundled.path()
-    found.append(checks.check_model(folder, device, (lambda work: work) if is_dry else None))
-    found.append(checks.check_rounding(folder, device))
+    for quantization in (None, *quantizations):
+        found.append(
+            checks.check_model(folder, device, (lambda work: work) if is_dry else None, quantization)
+        )
+        found.append(checks.check_rounding(folder, device, quantization))
     return found
 
 
@@ -170,13 +194,21 @@ class Measured:
 
     def ask(self, *, has_peer: bool) -> int:
         """Load the model, which answers the first question, and ask the others of it."""
+        return self._loaded(None, lambda llm: self._benches(llm, has_peer))
+
+    def ask_rounded(self, quantization: str) -> int:
+        """Load the model with rounded weights, and ask how fast it decodes."""
+        batches = self.trial.rounded_batches
+        return self._loaded(quantization, lambda llm: self._decodes(llm, batches, quantization))
+
+    def _loaded(self, quantization: str | None, benches: Callable[[LLM], Sequence[Bench]]) -> int:
         with ExitStack() as opened:
             llms: list[LLM] = []
 
             def start(repeat: int) -> Mapping[str, float]:
                 del repeat  # there is one
                 began_s = time.perf_counter()
-                llms.append(opened.enter_context(self._llm()))
+                llms.append(opened.enter_context(self._llm(quantization)))
                 return {
                     "ready_s": time.perf_counter() - began_s,
                     "weight_bytes": llms[0].built.model.weight_bytes,
@@ -184,15 +216,19 @@ class Measured:
 
             once = replace(self.settings, repeats=1, warmup=0)
             failed = harness.ask(
-                [self._bench("start to ready", "ready_s", "s", "lower", {"octavo": start})],
+                [
+                    self._bench(
+                        f"start to ready{_of(quantization)}", "ready_s", "s", "lower", {"octavo": start}
+                    )
+                ],
                 once,
                 self.machine,
             )
             if failed or not llms:
                 return 1
-            return harness.ask(list(self._benches(llms[0], has_peer)), self.settings, self.machine)
+            return harness.ask(list(benches(llms[0])), self.settings, self.machine)
 
-    def _llm(self) -> LLM:
+    def _llm(self, quantization: str | None) -> LLM:
         trial = self.trial
         requests = trial.requests
         longest = requests.longest + requests.num_output
@@ -202,6 +238,10 @@ class Measured:
             str(self.folder),
             device=trial.device,
             dtype="bfloat16",
+            quantization=quantization,
+            kernels="auto"
+            if quantization is None
+            else "reference",  # a processor's compiled ones round rows, too
             max_model_len=max(positions for _, positions in loads),
             max_num_seqs=trial.max_num_seqs,
             num_kv_blocks=subjects.kv_blocks(loads, BLOCK_TOKENS),
@@ -209,21 +249,28 @@ class Measured:
             num_threads=self.settings.threads,
         )
 
-    def _benches(self, llm: LLM, has_peer: bool) -> Sequence[Bench]:
-        trial = self.trial
-        floor = Floor(
+    def _floor(self, llm: LLM, quantization: str | None) -> Floor:
+        return Floor(
             arch=llm.built.plan.arch,
             dtype=llm.built.plan.resolved.dtype,
             copy_bytes_per_s=self.accelerator.copy_bytes_per_s,
             bf16_flop_per_s=self.accelerator.bf16_flop_per_s,
+            quantization=quantization,
         )
-        made = [
+
+    def _decodes(self, llm: LLM, batches: Sequence[int], quantization: str | None) -> list[Bench]:
+        trial, floor = self.trial, self._floor(llm, quantization)
+        return [
             self._bench(
-                f"decode {batch} at {trial.context}", "floor_share", "of the floor", "higher",
+                f"decode {batch} at {trial.context}{_of(quantization)}", "floor_share", "of the floor", "higher",
                 {"octavo": subjects.decode(llm, floor, batch, trial.context, trial.num_steps)},
             )
-            for batch in trial.batches
+            for batch in batches
         ]  # fmt: skip
+
+    def _benches(self, llm: LLM, has_peer: bool) -> Sequence[Bench]:
+        trial, floor = self.trial, self._floor(llm, None)
+        made = self._decodes(llm, trial.batches, None)
         made.append(
             self._bench(
                 f"prefill {trial.prompt}", "floor_share", "of the floor", "higher",
@@ -288,6 +335,10 @@ class Measured:
             seeds={"weights": 0, "prompts": "'WHAT REPEAT', repeats counted from 0", "lengths": 0},
             notes=["weights are random", *notes],
         )
+
+
+def _of(quantization: str | None) -> str:
+    return f" {quantization}" if quantization else ""
 
 
 if __name__ == "__main__":

@@ -27,8 +27,8 @@ DTYPES = {
 """Accepted spellings of a dtype, and the one the rest of Octavo uses."""
 
 LATER_KV_DTYPES = ("int8", "int4", "fp8", "fp8_e4m3", "fp8_e5m2")
-QUANTIZATION = ("int8", "int4", "w4a16")
-LATER_QUANTIZATION = ("fp8", "gptq", "awq", "compressed-tensors", "bitsandbytes")
+QUANTIZATION = ("int8", "int4", "w4a16", "w8a16", "fp8")
+LATER_QUANTIZATION = ("gptq", "awq", "compressed-tensors", "bitsandbytes")
 KERNELS = ("auto", "reference", "portable", "avx2", "avx512", "avx512_bf16", "amx", "emulated")
 
 
@@ -50,7 +50,7 @@ class ModelConfig:
     dtype: str = _knob("auto", "auto, bfloat16, float16 or float32; auto takes the checkpoint's own")
     quantization: str | None = _knob(
         None,
-        "round weights at load: int8, int4, or w4a16 (int4, activations stay bfloat16) (CPU)",
+        "round weights at load: int8, int4 (activations too; CPU), or w4a16, w8a16, fp8 (weights only)",
         none="none",
     )
     max_model_len: int | None = _knob(None, "longest prompt plus output, tokens", text="count", none="auto")

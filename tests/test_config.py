@@ -76,7 +76,7 @@ def test_dtypes_have_one_name_inside(given, kept):
         ("dtype", 3, "text"),
         ("dtype", [], "text"),
         ("quantization", "gptq", "does not read it yet"),
-        ("quantization", "fp8", "does not read it yet"),
+        ("quantization", "awq", "does not read it yet"),
         ("quantization", "int3", "no such weight format"),
         ("quantization", 8, "text"),
         ("kv_cache_dtype", "int8", "does not store it yet"),
@@ -132,7 +132,7 @@ def test_server_values_out_of_range_are_named(name, value):
         ServerConfig(**{name: value})
 
 
-@pytest.mark.parametrize("value", [None, "int8", "int4", "w4a16"])
+@pytest.mark.parametrize("value", [None, "int8", "int4", "w4a16", "w8a16", "fp8"])
 def test_weights_may_be_quantized(value):
     assert EngineConfig.of(quantization=value).model.quantization == value
     assert BY_NAME["quantization"].parse(value or "none") == value

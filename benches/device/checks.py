@@ -57,12 +57,14 @@ def run_suites(*, only_collect: bool) -> list[str]:
     return said
 
 
-def check_model(folder: Path, device: torch.device, capture: Capture | None) -> str:
+def check_model(
+    folder: Path, device: torch.device, capture: Capture | None, quantization: str | None = None
+) -> str:
     """A model's decodes op by op, launched ahead, recorded and alone: the same bits. Raises GateFailed.
 
     capture  records steps; None: as CUDA does
     """
-    model = load(folder, device=device, kernels="reference")
+    model = load(folder, device=device, kernels="reference", quantization=quantization)
     together = _decoded(model)
     for what, found in (
         ("launched ahead", _decoded(model, ahead=True)),
@@ -74,22 +76,26 @@ def check_model(folder: Path, device: torch.device, capture: Capture | None) -> 
         alone = _decoded(model, only=number)
         if alone[number] != together[number]:
             raise GateFailed(f"a prompt of {LENGTHS[number]} tokens gives other bits alone than in company")
-    return f"{len(LENGTHS)} sequences: equal bits one by one, launched ahead, recorded, alone and in company"
+    weights = f", weights {quantization}" if quantization else ""
+    return f"{len(LENGTHS)} sequences{weights}: equal bits one by one, launched ahead, recorded, alone and in company"
 
 
-def check_rounding(folder: Path, device: torch.device) -> str:
+def check_rounding(folder: Path, device: torch.device, quantization: str | None = None) -> str:
     """Logits of the device's kernels are about as far from float32 as those of the references are.
 
-    Both round at the same places, so neither may be twice as far as the other. Raises GateFailed.
+    Both round at the same places, so neither may be twice as far as the other; all have the same codes where weights
+    are rounded. Raises GateFailed.
     """
-    exact = _logits(load(folder, dtype="float32", device=device, kernels="reference"))
-    rounded = _logits(load(folder, dtype="bfloat16", device="cpu", kernels="reference"))
-    found = _logits(load(folder, dtype="bfloat16", device=device, kernels="reference"))
+    exact, rounded, found = (
+        _logits(load(folder, dtype=dtype, device=where, kernels="reference", quantization=quantization))
+        for dtype, where in (("float32", device), ("bfloat16", "cpu"), ("bfloat16", device))
+    )
     scale = exact.double().square().mean().sqrt()
     far, allowed = ((one.double() - exact).square().mean().sqrt() / scale for one in (found, rounded))
     if not float(far) <= 2 * float(allowed):
         raise GateFailed(f"logits are {float(far):.2e} from float32, the reference's {float(allowed):.2e}")
-    return f"logits are {float(far):.2e} from float32, the reference's {float(allowed):.2e} (relative RMS)"
+    weights = f"with weights {quantization} " if quantization else ""
+    return f"{weights}logits are {float(far):.2e} from float32, the reference's {float(allowed):.2e} (relative RMS)"
 
 
 def _decoded(

@@ -27,11 +27,13 @@ class Floor:
     dtype: str
     copy_bytes_per_s: float
     bf16_flop_per_s: float
+    quantization: str | None = None
 
     def decode_s(self, num_seqs: int, context: int) -> float:
         """To read the weights once, and the keys and values of every sequence."""
         kv_bytes = num_seqs * context * self.arch.kv_bytes_per_token(self.dtype)
-        return (decode_read_bytes(self.arch, self.dtype) + kv_bytes) / self.copy_bytes_per_s
+        weight_bytes = decode_read_bytes(self.arch, self.dtype, self.quantization, is_compiled=False)
+        return (weight_bytes + kv_bytes) / self.copy_bytes_per_s
 
     def prefill_s(self, num_tokens: int) -> float:
         return prompt_flop(self.arch, num_tokens) / self.bf16_flop_per_s

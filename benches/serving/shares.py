@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from octavo.arch import DTYPE_BYTES, Arch
-from octavo.planner import panels
+from octavo.planner import codes, panels
 
 
-def decode_read_bytes(arch: Arch, dtype: str, quantization: str | None = None) -> int:
+def decode_read_bytes(
+    arch: Arch, dtype: str, quantization: str | None = None, *, is_compiled: bool = True
+) -> int:
     """Weight bytes read for one step of decoding: all of them, but of an input embedding that is not also the
-    head only the rows looked up, which are left out. Quantized weights count with their scales."""
+    head only the rows looked up, which are left out. Quantized weights count with their scales.
+
+    is_compiled  they lie as the compiled kernels of a processor keep them; else as ops that run one by one do
+    """
     unread = 0 if arch.tie_embeddings else arch.num_embedding_parameters() * DTYPE_BYTES[dtype]
     if quantization is None:
         return arch.weight_bytes(dtype) - unread
-    return panels.weight_bytes(arch, dtype, quantization) - unread
+    bytes_of = panels.weight_bytes if is_compiled else codes.weight_bytes
+    return bytes_of(arch, dtype, quantization) - unread
 
 
 def prompt_flop(arch: Arch, num_tokens: int) -> int:

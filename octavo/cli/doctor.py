@@ -175,13 +175,15 @@ def _model(config: EngineConfig) -> Iterator[Finding]:
 def _kernels(planned: Plan) -> Iterator[Finding]:
     """What would run each op, and why the others would not. Compiled kernels run all of them; why is decided above."""
     if planned.resolved.isa is None:
-        yield from _chosen(planned.arch, planned.resolved.dtype, planned.resolved.device)
+        resolved = planned.resolved
+        yield from _chosen(planned.arch, resolved.dtype, resolved.device, resolved.quantization)
 
 
 def _kernels_without(config: EngineConfig) -> Iterator[Finding]:
     """The same for a GPU that is not there."""
     from octavo.arch import Arch
     from octavo.engine.locate import locate
+    from octavo.kernels import native
 
     if not config.runtime.device.startswith("cuda"):
         return
@@ -190,13 +192,24 @@ def _kernels_without(config: EngineConfig) -> Iterator[Finding]:
     except OctavoError:  # reported already
         return
     dtype = config.model.dtype
-    yield from _chosen(arch, arch.dtype or "float32" if dtype == "auto" else dtype, config.runtime.device)
+    dtype = arch.dtype or "float32" if dtype == "auto" else dtype
+    quantization = config.model.quantization
+    try:
+        native.check_quantization(
+            quantization, None, f"compiled kernels run on cpu, not on {config.runtime.device}"
+        )
+    except ConfigError as error:
+        yield Finding(PROBLEM, "quantization", str(error), "use one that the message names")
+        quantization = None
+    yield from _chosen(arch, dtype, config.runtime.device, quantization)
 
 
-def _chosen(arch: Arch, dtype: str, device: str) -> Iterator[Finding]:
+def _chosen(arch: Arch, dtype: str, device: str, quantization: str | None) -> Iterator[Finding]:
     import torch
 
     from octavo.models.ops import decisions_of
 
-    for op, name, passed_over in decisions_of(arch, getattr(torch, dtype), torch.device(device)):
+    for op, name, passed_over in decisions_of(
+        arch, getattr(torch, dtype), torch.device(device), quantization
+    ):
         yield Finding(OK, f"kernel {op}", "; ".join([name, *passed_over]))

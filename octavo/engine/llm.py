@@ -31,8 +31,9 @@ class LLM:
 
     model                   directory, hub id, bundled name, or a lone config.json (random weights)
     dtype                   "auto" takes the checkpoint's own
-    quantization            "int8" or "int4": round the weights when they are loaded, and activations to int8; "w4a16":
-                            int4 weights and bfloat16 activations; None serves weights as they are
+    quantization            rounds weights when they are loaded. On the CPU "int8" or "int4", which round activations to
+                            int8, too, or "w4a16": int4 weights and bfloat16 activations. On a GPU "w8a16", "w4a16" or
+                            "fp8", which leave activations as they are. None serves weights as they are
     kv_cache_dtype          "auto" stores keys and values as the model computes them
     max_model_len           longest prompt plus output, tokens; None takes the model's
     max_num_seqs            sequences running side by side

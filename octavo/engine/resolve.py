@@ -64,7 +64,7 @@ def resolve(
     dtype = _dtype(config, arch, made)
     isa = _isa(config, device, dtype, made)
     threads = _threads(config, machine, share, made)
-    _graphs(arch, device, dtype, made)
+    _graphs(arch, device, dtype, config.model.quantization, made)
     max_len = _max_model_len(config, arch, made)
     seqs = config.scheduler.max_num_seqs
     batched = _batched_tokens(config, device, seqs, made)
@@ -117,24 +117,28 @@ def _isa(config: EngineConfig, device: str, dtype: str, made: list[Decision]) ->
     isa, because = native.choose(asked, device.partition(":")[0], dtype)
     if asked == "auto":
         made.append(Decision("kernels", isa or "reference", because))
+    native.check_quantization(quantization, isa, because)
     if quantization is not None:
-        if isa is None:
-            raise ConfigError(
-                f"quantization={quantization!r} needs compiled kernels, and there are none to use: {because}"
-            )
-        layers = "one scale per output" if quantization == "int8" else "groups of 64 with scale and minimum"
-        rows = "in bfloat16" if quantization == "w4a16" else "rounded to int8"
+        is_grouped = quantization in ("int4", "w4a16")
+        layers = "groups of 64 with scale and minimum" if is_grouped else "one scale per output"
+        if quantization == "fp8":
+            layers += ", e4m3"
+        rows = (
+            "rounded to int8"
+            if quantization in ("int8", "int4")
+            else f"in {dtype if isa is None else 'bfloat16'}"
+        )
         made.append(
             Decision(
                 "quantized weights",
-                f"layers {quantization}, head int8",
+                f"layers {quantization}, head {'w8a16' if isa is None else 'int8'}",
                 f"{layers}; activations {rows}; norms stay in {dtype}",
             )
         )
     return isa
 
 
-def _graphs(arch: Arch, device: str, dtype: str, made: list[Decision]) -> None:
+def _graphs(arch: Arch, device: str, dtype: str, quantization: str | None, made: list[Decision]) -> None:
     """Whether decode steps are recorded; of no account on a processor, where nothing here needs torch."""
     if device == "cpu":
         return
@@ -144,7 +148,7 @@ def _graphs(arch: Arch, device: str, dtype: str, made: list[Decision]) -> None:
     from octavo.models.ops import decisions_of
 
     where = torch.device(device)
-    reason = why_not(arch, where, decisions_of(arch, getattr(torch, dtype), where))
+    reason = why_not(arch, where, decisions_of(arch, getattr(torch, dtype), where, quantization))
     because = reason or "one launch for a step of a size that has been seen before"
     made.append(Decision("graphs", "none" if reason else "decode steps", because))
 

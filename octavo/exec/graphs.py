@@ -24,6 +24,7 @@ from octavo.arch import Arch
 from octavo.decode.batched import moved
 from octavo.exec.batch import Flat, Form, batch_of, to_device
 from octavo.exec.forward import Eager, Forward, Rows
+from octavo.kernels.linear import FORMATS
 from octavo.kv.pool import KvPool
 from octavo.models.model import Model
 from octavo.models.ops import Decision
@@ -202,5 +203,5 @@ def why_not(arch: Arch, device: torch.device, decisions: Sequence[Decision]) -> 
     return None
 
 
-OPS = ("paged_attention", "linear")
+OPS = ("paged_attention", "linear", *(f"linear {format}" for format in FORMATS))
 """Whose references look at values or try products out as they go."""

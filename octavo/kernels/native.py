@@ -14,6 +14,11 @@ try:
 except ImportError as error:
     _module, _absent = None, str(error)
 
+QUANTIZATION = ("int8", "int4", "w4a16")
+"""Weights that they read. int8 and int4 round activations to int8, too."""
+WITHOUT = ("w8a16", "w4a16", "fp8")
+"""Weights that are read where ops run one by one; all leave activations as they are."""
+
 EMULATED = "emulated"
 """The kernels on tile registers with these emulated: slow, for tests. Only ever by name."""
 
@@ -63,3 +68,21 @@ def choose(asked: str, device: str, dtype: str) -> tuple[str | None, str]:
     if reason:
         raise ConfigError(f"kernels={asked!r}: {reason}; use 'auto' or 'reference'")
     return asked, "as configured"
+
+
+def check_quantization(quantization: str | None, isa: str | None, because: str) -> None:
+    """Raises ConfigError unless the kernels that `choose` gave, None for ops one by one, read such weights.
+
+    because  why there are no compiled kernels, where there are none
+    """
+    if quantization is None or quantization in (WITHOUT if isa is None else QUANTIZATION):
+        return
+    if isa is None:
+        raise ConfigError(
+            f"quantization={quantization!r} needs compiled kernels: {because}; {', '.join(WITHOUT)} run without, and"
+            f" round weights only"
+        )
+    raise ConfigError(
+        f"quantization={quantization!r}: compiled kernels read {', '.join(QUANTIZATION)}; use one of them, or"
+        f" device='cuda', or kernels='reference'"
+    )

@@ -15,6 +15,8 @@ from octavo.kernels.choose import Need
 
 DTYPES = (torch.bfloat16, torch.float16)
 HEAD_DIMS = (16, 32, 64, 128, 256)
+FP8_CAPABILITY = (8, 9)
+"""The first with conversions from e4m3: PTX ISA, `cvt`."""
 MAX_GROUP = 64
 """Query heads that may share a key-value head."""
 
@@ -81,6 +83,15 @@ def refuses(need: Need) -> str | None:
     if need.dtype not in DTYPES:
         return f"takes bfloat16 and float16, not {str(need.dtype).removeprefix('torch.')}"
     return None
+
+
+def refuses_fp8(need: Need) -> str | None:
+    """Why kernels on rows and matrices whose numbers lie in e4m3 do not fit."""
+    reason = refuses(need)
+    if reason is None and torch.cuda.is_available() and torch.cuda.get_device_capability() < FP8_CAPABILITY:
+        major, minor = torch.cuda.get_device_capability()
+        return f"reads e4m3 from compute capability 8.9 on, and this device has {major}.{minor}"
+    return reason
 
 
 def refuses_heads(need: Need) -> str | None:

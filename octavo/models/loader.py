@@ -16,6 +16,7 @@ from torch import Tensor
 from octavo.arch import DTYPE_BYTES, Arch
 from octavo.errors import Bug, ConfigError, LoadError
 from octavo.kernels import native, rope
+from octavo.kernels.linear import Codes
 from octavo.kv.layout import PANEL
 from octavo.models.checkpoint import Checkpoint, check_dtypes, stored_dtype
 from octavo.models.layers import Attention, Layer, Mlp
@@ -26,6 +27,7 @@ from octavo.models.parts import DecoderParts, LayerParts, Projection, Weight
 from octavo.models.random_weights import RandomWeights
 from octavo.models.registry import parts_of
 from octavo.models.rope import RopeTables
+from octavo.planner.codes import CODES, HEAD_CODES
 
 LOAD_FORMATS = ("auto", "random")
 _COMPUTED = ".rotary_emb.inv_freq"  # a buffer that old exports wrote; we compute it
@@ -65,15 +67,15 @@ def load(
     load_format  "auto", or "random" to ignore the weights of a folder
     seed         of random weights
     kernels      "auto", "reference", or an instruction set; see `octavo.kernels.native.choose`
-    quantization None, or "int8", "int4" or "w4a16": weights are rounded while they are packed
+    quantization None, or a name of `octavo.config.QUANTIZATION`: weights are rounded while they are packed
 
     There is one copy of the weights in memory: tensors are copied out of the memory-mapped files one by one, or
     packed straight from them. `Model.fingerprint` covers their digests (`Checkpoint.digest` says of how many bytes),
     the config fields that change keys and values, the dtype, and the kernels: another kernel may round differently.
 
     Raises LoadError before anything is allocated when folder, config and headers do not agree; ConfigError
-    for an unknown dtype or load_format, for kernels that cannot serve, and for a quantization without compiled kernels;
-    KernelUnavailable.
+    for an unknown dtype or load_format, for kernels that cannot serve, and for a quantization that the kernels do
+    not read; KernelUnavailable.
     """
     if load_format not in LOAD_FORMATS:
         raise ConfigError(f"load_format must be one of {', '.join(LOAD_FORMATS)}, got {load_format!r}")
@@ -138,21 +140,25 @@ def _check(parts: DecoderParts, arch: Arch, checkpoint: Checkpoint) -> None:
 class _Builder:
     """Fills tensors from a source in the order of computation and remembers their digests."""
 
-    def __init__(self, source: Source, ops: Ops, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self, source: Source, ops: Ops, dtype: torch.dtype, device: torch.device, quantization: str | None
+    ) -> None:
         self.source, self.ops, self.dtype, self.device = source, ops, dtype, device
+        self.format = None if quantization is None else CODES[quantization]
+        self.head_format = None if quantization is None else HEAD_CODES
         self.digests: dict[str, bytes] = {}
+        self.weight_bytes = 0
 
     def tensor(self, weight: Weight) -> Tensor:
-        target = torch.empty(weight.shape, dtype=self.dtype, device=self.device)
-        self.digests[weight.name] = self.source.fill(weight.name, target)
-        return target
+        return self.stacked([weight])
 
     def optional(self, weight: Weight | None) -> Tensor | None:
         return None if weight is None else self.tensor(weight)
 
     def linear(self, *parts: Projection) -> Linear:
         """Projections of one input beneath one another: each is read into its own rows of one weight."""
-        weight = self.stacked([part.weight for part in parts])
+        weights = [part.weight for part in parts]
+        weight = self.stacked(weights) if self.format is None else self.codes(weights, self.format)
         biases = [part.bias for part in parts if part.bias is not None]
         if not biases:
             return self.ops.linear(weight)
@@ -165,7 +171,28 @@ class _Builder:
         whole = torch.empty(sum(num_rows), *weights[0].shape[1:], dtype=self.dtype, device=self.device)
         for weight, rows in zip(weights, whole.split(num_rows), strict=True):
             self.digests[weight.name] = self.source.fill(weight.name, rows)
+        self.weight_bytes += whole.nbytes
         return whole
+
+    def table(self, weight: Weight, *, is_head: bool) -> Tensor | Codes:
+        """The head's weight or an embedding; in codes where weights are rounded and it is, or is also, the head's."""
+        if self.head_format is None or not is_head:
+            return self.tensor(weight)
+        return self.codes([weight], self.head_format)
+
+    def codes(self, weights: Sequence[Weight], format: str) -> Codes:
+        """Weights beneath one another, rounded piece by piece."""
+        num_out = sum(weight.shape[0] for weight in weights)
+        made = Codes.empty(format, num_out, weights[0].shape[1], self.device)
+        first = 0
+        for weight in weights:
+            for piece in self.source.pieces(weight.name, weight.shape, self.dtype):
+                if not made.fill(first, piece):
+                    raise self.source.not_finite(weight.name, self.dtype)
+                first += len(piece)
+            self.digests[weight.name] = self.source.digest(weight.name)
+        self.weight_bytes += made.nbytes
+        return made
 
     def layer(self, arch: Arch, part: LayerParts, window: int | None) -> Layer:
         return Layer(
@@ -201,25 +228,24 @@ def _build(
     quantization: str | None,
 ) -> Model:
     isa, because = native.choose(kernels, device.type, str(dtype).removeprefix("torch."))
+    native.check_quantization(quantization, isa, because)
     if isa is not None:
         return _Packer(arch, source, dtype, isa, because, quantization).build()
-    if quantization is not None:
-        raise ConfigError(f"quantization={quantization!r} needs compiled kernels: {because}")
     ops = Ops(arch, dtype, device)
-    builder = _Builder(source, ops, dtype, device)
+    builder = _Builder(source, ops, dtype, device, quantization)
     parts = parts_of(arch)
-    embedding = builder.tensor(parts.embedding)
+    embedding = builder.table(parts.embedding, is_head=parts.head is None)
     layers = tuple(
         builder.layer(arch, part, window) for part, window in zip(parts.layers, arch.windows, strict=True)
     )
     final_norm = builder.tensor(parts.final_norm)
-    head = ops.linear(embedding if parts.head is None else builder.tensor(parts.head))
+    head = ops.linear(embedding if parts.head is None else builder.table(parts.head, is_head=True))
     return TorchModel(
         arch=arch,
         dtype=dtype,
         device=device,
         fingerprint=_fingerprint(arch, dtype, ops.decisions, builder.digests),
-        weight_bytes=arch.weight_bytes(str(dtype).removeprefix("torch.")),
+        weight_bytes=builder.weight_bytes,
         ops=ops,
         rope=RopeTables(arch.rope, arch.head_dim, device, ops.tables),
         embedding=embedding,

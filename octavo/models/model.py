@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from octavo.arch import Arch
+from octavo.kernels.linear import Codes
 from octavo.kernels.sampling import TORCH, Sampling
 from octavo.kv.layout import DenseLayout, Layout
 from octavo.kv.pool import KvPool
@@ -60,7 +61,7 @@ class Model(Protocol):
 class TorchModel:
     """A model whose ops are called one by one; see `Model`.
 
-    embedding    [V, E]
+    embedding    [V, E]; codes where weights are rounded and it is the head, too
     head         E to V; shares the embedding's memory where the checkpoint ties them
     """
 
@@ -71,7 +72,7 @@ class TorchModel:
     weight_bytes: int
     ops: Ops
     rope: RopeTables
-    embedding: Tensor
+    embedding: Tensor | Codes
     layers: tuple[Layer, ...]
     final_norm: Tensor
     head: Linear
@@ -90,7 +91,10 @@ class TorchModel:
     def forward(self, batch: Batch, kv: KvPool) -> Tensor:
         ops, eps = self.ops, self.arch.norm_eps
         angles = self.rope(batch.positions)
-        residual = ops.embed(batch.tokens, self.embedding)
+        if isinstance(self.embedding, Codes):
+            residual = ops.embed_codes(batch.tokens, self.embedding)
+        else:
+            residual = ops.embed(batch.tokens, self.embedding)
         x: Tensor = ops.rms_norm(residual, self.layers[0].attention_norm, eps)
         next_norms = [layer.attention_norm for layer in self.layers[1:]] + [self.final_norm]
         for index, (layer, next_norm) in enumerate(zip(self.layers, next_norms, strict=True)):

@@ -11,6 +11,8 @@ from torch import Tensor
 from octavo.arch import Arch
 from octavo.kernels import activation, attention, embedding, linear, norm, rope
 from octavo.kernels.choose import Impl, Need, choose
+from octavo.kernels.linear import Codes
+from octavo.planner.codes import CODES, HEAD_CODES
 
 
 class Decision(NamedTuple):
@@ -21,10 +23,14 @@ class Decision(NamedTuple):
     passed_over: tuple[str, ...]
 
 
-def decisions_of(arch: Arch, dtype: torch.dtype, device: torch.device) -> list[Decision]:
-    """What `Ops` decides, and for the products of a layer; needs neither weights nor the device."""
+def decisions_of(
+    arch: Arch, dtype: torch.dtype, device: torch.device, quantization: str | None = None
+) -> list[Decision]:
+    """What `Ops` decides, and for the products of a layer and of the head; needs neither weights nor the device."""
     ops = Ops(arch, dtype, device)
-    ops.choose_linear(arch.ffn_size, arch.hidden_size)
+    formats = (None,) if quantization is None else (CODES[quantization], HEAD_CODES)
+    for format in formats:
+        ops.choose_linear(arch.ffn_size, arch.hidden_size, format)
     return ops.decisions
 
 
@@ -62,14 +68,25 @@ class Ops:
         self.paged_attention = self._pick("paged_attention", attention.IMPLS, heads).run
         self.silu_mul = self._pick("silu_mul", activation.IMPLS, {"F": arch.ffn_size}).run
 
-    def linear(self, weight: Tensor, bias: Tensor | None = None) -> Linear:
+    def embed_codes(self, tokens: Tensor, weight: Codes) -> Tensor:
+        return embedding.embed_codes(tokens, weight, self._dtype)
+
+    def linear(self, weight: Tensor | Codes, bias: Tensor | None = None) -> Linear:
         """Hand a weight [O, I] and a bias [O] to the kernel that fits; it may keep or repack them."""
+        if isinstance(weight, Codes):
+            impl = self.choose_linear(weight.num_out, weight.num_in, weight.format)
+            assert impl.pack is not None, "a linear kernel packs its weight"
+            return Linear(impl.run, impl.pack(weight, bias, self._dtype))
         impl = self.choose_linear(*weight.shape)
         assert impl.pack is not None, "a linear kernel packs its weight"
         return Linear(impl.run, impl.pack(weight, bias))
 
-    def choose_linear(self, out_size: int, in_size: int) -> Impl:
-        return self._pick("linear", linear.IMPLS, {"O": out_size, "I": in_size})
+    def choose_linear(self, out_size: int, in_size: int, format: str | None = None) -> Impl:
+        """For a plain weight, or for codes of a format."""
+        sizes = {"O": out_size, "I": in_size}
+        if format is None:
+            return self._pick("linear", linear.IMPLS, sizes)
+        return self._pick(f"linear {format}", linear.CODES_IMPLS, sizes)
 
     def _pick(self, op: str, impls: tuple[Impl, ...], sizes: dict[str, int]) -> Impl:
         need = Need(device=self._device.type, dtype=self._dtype, sizes=sizes)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from octavo.arch import Arch
-from octavo.planner import panels
+from octavo.planner import codes, panels
 from octavo.units import format_bytes
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -38,8 +38,13 @@ DRAW_BYTES_PER_ENTRY = 64 + 4 * CHANGED_ROWS
 
 
 def weight_bytes(arch: Arch, dtype: str, isa: str | None = None, quantization: str | None = None) -> int:
-    """Bytes of all weights as they will lie: packed for compiled kernels of an instruction set, or as tensors."""
-    return arch.weight_bytes(dtype) if isa is None else panels.weight_bytes(arch, dtype, quantization)
+    """Bytes of all weights as they will lie: packed for compiled kernels of an instruction set, or as tensors.
+
+    quantization  None, or one that those kernels read: of ops that run one by one, a key of `codes.CODES`
+    """
+    if isa is not None:
+        return panels.weight_bytes(arch, dtype, quantization)
+    return arch.weight_bytes(dtype) if quantization is None else codes.weight_bytes(arch, dtype, quantization)
 
 
 def kv_block_bytes(arch: Arch, dtype: str, block_tokens: int, isa: str | None = None) -> int:
@@ -90,7 +95,8 @@ def workspace_bytes(
     head = rows * arch.hidden_size * element + _head_bytes(
         arch, element, max_num_batched_tokens, max_num_seqs
     )
-    return max(layer, head + kept) + LIBRARY_BYTES
+    rounded = 0 if quantization is None else codes.reference_bytes(arch, rows)
+    return max(layer, head + kept) + rounded + LIBRARY_BYTES
 
 
 def _attention_bytes(arch: Arch, num_tokens: int, max_model_len: int) -> tuple[int, int]:

@@ -45,7 +45,8 @@ def test_a_walk_through_everything(
     assert gpu.main(["--dry-run", "--no-peer"]) == 0
     said = capsys.readouterr().out
     for line in ("equal bits one by one, launched ahead, recorded", "from float32", "start to ready", "decode 3 at 40",
-                 "prefill 70", "host 3", "requests 4", "floor_s", "launch_share"):  # fmt: skip
+                 "prefill 70", "host 3", "requests 4", "floor_s", "launch_share", "weights w8a16: equal bits",
+                 "with weights fp8 logits", "decode 3 at 40 w4a16", "start to ready fp8"):  # fmt: skip
         assert line in said
     assert "record:" not in said
 
@@ -99,6 +100,17 @@ def test_floors_by_hand() -> None:
     per_token = 32 * 2 * 8 * 128 * 2
     assert floor.decode_s(256, 1000) == pytest.approx((weights + 256 * 1000 * per_token) / 4e12)
     assert floor.prefill_s(8192) == pytest.approx(0.16, rel=0.15), "2 x 7 billion x 8192 and the attention"
+
+
+def test_the_floor_of_rounded_weights_by_hand() -> None:
+    """Layers at nine sixteenths of a byte for each weight, the head at one with a float32 scale per row."""
+    arch = Arch.from_file(gpu.SHAPES / "llama-3.1-8b.json")
+    floor = Floor(
+        arch=arch, dtype="bfloat16", copy_bytes_per_s=1.0, bf16_flop_per_s=8e14, quantization="w4a16"
+    )
+    layers = 32 * (4096 * (4096 + 1024 + 1024 + 4096) + 3 * 4096 * 14336)
+    norms = (32 * 2 + 1) * 4096 * 2
+    assert floor.decode_s(0, 0) == layers * 36 / 64 + 128256 * (4096 + 4) + norms
 
 
 def test_sizes() -> None:

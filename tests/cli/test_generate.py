@@ -6,6 +6,7 @@ import io
 import json
 
 import pytest
+import torch
 
 from octavo import LLM, SamplingParams
 from octavo.cli import generate
@@ -169,6 +170,21 @@ def test_doctor_names_the_kernels_and_finds_a_taken_port(capsys):
     assert findings["kernels"]["found"].partition(": ")[0] == (native.instruction_sets() or ("reference",))[0]
     assert findings["model"]["found"] == "quire: llama"
     assert main(["doctor", "/nowhere", "--json", "--port", "0"]) == 4
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
+@pytest.mark.parametrize(
+    ("quantization", "products"), [("w4a16", {"linear int4", "linear int8"}), ("int8", {"linear"})]
+)
+def test_doctor_says_what_would_multiply_rounded_weights_on_a_gpu(capsys, quantization, products):
+    asked = ["--device", "cuda", "--quantization", quantization, "--dtype", "bfloat16"]
+    assert main(["doctor", "--json", "--port", "0", *asked, *SMALL]) == 4
+    findings = {one["what"]: one for one in json.loads(capsys.readouterr().out)}
+    assert {name for name in findings if "linear" in name} == {f"kernel {name}" for name in products}
+    refused = findings.get("quantization", {"state": "ok", "found": ""})
+    assert (refused["state"], "w8a16, w4a16, fp8 run without" in refused["found"]) == (
+        ("problem", True) if quantization == "int8" else ("ok", False)
+    )
 
 
 def test_doctor_names_every_op_of_the_reference(capsys):

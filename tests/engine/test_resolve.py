@@ -243,6 +243,43 @@ def test_quantized_weights_are_a_decision_and_take_less_memory(quantization: str
     assert rounded.memory.kv_block_bytes == plain.memory.kv_block_bytes
 
 
+@pytest.mark.parametrize(
+    ("quantization", "layers"),
+    [
+        ("w8a16", "one scale per output; activations in bfloat16"),
+        ("w4a16", "groups of 64 with scale and minimum; activations in bfloat16"),
+        ("fp8", "one scale per output, e4m3; activations in bfloat16"),
+    ],
+)
+def test_on_a_gpu_weights_alone_are_rounded(
+    quantization: str, layers: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("octavo.kernels.triton.util.find_spec", lambda _: object())
+    plain = settle(on="cuda", free=64 * GIB)
+    rounded = settle(on="cuda", free=64 * GIB, quantization=quantization)
+    value, because = by_field(rounded)["quantized weights"]
+    assert value == f"layers {quantization}, head w8a16"
+    assert layers in because
+    assert by_field(rounded)["graphs"][0] == "decode steps"
+    assert rounded.memory.weight_bytes < 0.6 * plain.memory.weight_bytes
+    assert rounded.memory.workspace_bytes == plain.memory.workspace_bytes
+
+
+def test_weights_that_the_kernels_do_not_read_are_refused() -> None:
+    for quantization in ("int8", "int4"):
+        with pytest.raises(
+            ConfigError,
+            match=f"'{quantization}' needs compiled kernels: .* not on cuda; w8a16, w4a16, fp8 run without",
+        ):
+            settle(on="cuda", free=64 * GIB, quantization=quantization)
+    if native.instruction_sets():
+        for quantization in ("w8a16", "fp8"):
+            with pytest.raises(
+                ConfigError, match=f"'{quantization}': compiled kernels read int8, int4, w4a16; use"
+            ):
+                settle(quantization=quantization)
+
+
 @pytest.mark.parametrize("has_triton", [False, True])
 def test_a_gpu_has_its_own_work_space_and_says_whether_steps_are_recorded(
     has_triton: bool, monkeypatch: pytest.MonkeyPatch

@@ -24,6 +24,7 @@ from triton.backends.nvidia import compiler
 from triton.runtime import driver
 
 import octavo.kernels
+from octavo.kernels.linear import FORMATS, Codes
 from octavo.kernels.triton import Launch, recorded
 
 TARGET = GPUTarget("cuda", 90, 32)
@@ -96,13 +97,17 @@ def attend(
     )
 
 
-def products(shape: Shape, dtype: torch.dtype, num_rows: int) -> None:
+def products(shape: Shape, dtype: torch.dtype, num_rows: int, format: str | None = None) -> None:
+    """With plain weights, or with codes of a format."""
     linear, q, kv = kernels("linear"), shape.H * shape.D, shape.K * shape.D
     for num_out, num_in in (
         (q + 2 * kv, shape.E), (shape.E, q), (2 * shape.F, shape.E), (shape.E, shape.F), (shape.V, shape.E),
     ):  # fmt: skip
         bias = empty(num_out, dtype=dtype) if shape.bias and num_out == q + 2 * kv else None
-        packed = linear.pack(empty(num_out, num_in, dtype=dtype), bias)
+        if format is None:
+            packed = linear.pack(empty(num_out, num_in, dtype=dtype), bias)
+        else:
+            packed = linear.pack_codes(Codes.empty(format, num_out, num_in, "meta"), bias, dtype)
         linear.linear(empty(num_rows, num_in, dtype=dtype), packed)
 
 
@@ -185,6 +190,13 @@ def test_attention(model: str, dtype: torch.dtype) -> None:
 def test_products(model: str, dtype: torch.dtype) -> None:
     for num_rows in (1, 96, 4096):
         print("\n".join(compiled(lambda n=num_rows: products(SHAPES[model], dtype, n))))  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize(("model", "dtype"), CASES)
+def test_products_with_codes(model: str, dtype: torch.dtype, format: str) -> None:
+    for num_rows in (1, 96, 4096):
+        print("\n".join(compiled(lambda n=num_rows: products(SHAPES[model], dtype, n, format))))  # type: ignore[misc]
 
 
 @pytest.mark.parametrize(("model", "dtype"), CASES)

@@ -6,6 +6,7 @@ the order in which a tensor core sums it knows nothing: equal bits in any compan
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib import import_module
 from types import ModuleType
 from typing import Any
@@ -15,6 +16,8 @@ import torch
 from torch import Tensor
 
 from octavo.kernels import linear
+from octavo.kernels.linear import FORMATS, Codes
+from tests.kernels.decoded import decoded
 from tests.kernels.dense_attention import Case, dense, page, random_case
 from tests.kernels.heads import EPS, random_heads
 from tests.kernels.heads import check as check_heads
@@ -37,6 +40,21 @@ if not ON_DEVICE:
         scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
 
     interpreter._patch_lang_tensor = with_index
+
+
+@pytest.fixture(autouse=True)
+def _poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What kernels write to holds NaN before: whatever they leave out shows."""
+
+    def poisoned(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def made(*args: Any, **kwargs: Any) -> Tensor:
+            empty = make(*args, **kwargs)
+            return empty.fill_(torch.nan) if empty.dtype.is_floating_point else empty
+
+        return made
+
+    monkeypatch.setattr(torch, "empty", poisoned(torch.empty))
+    monkeypatch.setattr(torch, "empty_like", poisoned(torch.empty_like))
 
 
 def kernels(op: str) -> ModuleType:
@@ -115,6 +133,75 @@ def test_product(num_rows: int, has_bias: bool, num_out: int, num_in: int, dtype
     assert_within(got.cpu(), want, (num_in + 2) * F32 * mass + UNIT[dtype] * want.abs() * (1 + 2**-7))
 
 
+def coded(format: str, rows: Tensor) -> Codes:
+    made = Codes.empty(format, *rows.shape, DEVICE)
+    assert made.fill(0, to(rows))
+    return made
+
+
+def held_in(made: Codes) -> Tensor:
+    return decoded(made.format, made.codes.cpu(), made.scales.cpu(), made.num_in)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize(("num_out", "num_in"), [(77, 333), (64, 1024), (200, 1536), (2, 64), (65, 1090)])
+@pytest.mark.parametrize("has_bias", [False, True])
+@pytest.mark.parametrize("num_rows", [1, 70, 131])
+def test_product_with_codes(
+    num_rows: int, has_bias: bool, num_out: int, num_in: int, format: str, dtype: torch.dtype
+) -> None:
+    """An int4 weight is rounded to x's dtype, once; int8 and fp8 are not."""
+    made, x = coded(format, seeded(num_out, num_in, seed=1)), seeded(num_rows, num_in, seed=2, dtype=dtype)
+    bias = seeded(num_out, seed=3, dtype=dtype) if has_bias else None
+    packed = kernels("linear").pack_codes(made, None if bias is None else to(bias), dtype)
+    assert num_in < 1024 or packed.num_segments > 1
+    assert packed.nbytes == made.nbytes + (0 if bias is None else bias.nbytes)
+    got = kernels("linear").linear_codes(to(x), packed)
+    weight = held_in(made)
+    if format == "int4":
+        weight = weight.to(dtype).double()
+    want, mass = x.double() @ weight.t(), x.double().abs() @ weight.abs().t()
+    if bias is not None:
+        want, mass = want + bias.double(), mass + bias.double().abs()
+    assert_within(got.cpu(), want, (num_in + 4) * F32 * mass + UNIT[dtype] * want.abs() * (1 + 2**-7))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_fp8_code(dtype: torch.dtype) -> None:
+    """All 254 numbers of e4m3, one to an output."""
+    bytes_of = torch.tensor([byte for byte in range(256) if byte & 127 != 127], dtype=torch.uint8)
+    codes = bytes_of[:, None].repeat(1, 64).view(torch.float8_e4m3fn)
+    made = Codes(format="fp8", num_in=64, codes=to(codes), scales=to(torch.ones(len(codes))))
+    x = torch.zeros(1, 64, dtype=dtype)
+    x[0, 17] = 1
+    got = kernels("linear").linear_codes(to(x), kernels("linear").pack_codes(made, None, dtype))
+    assert torch.equal(got.cpu()[0].double(), held_in(made)[:, 17])
+
+
+@pytest.mark.parametrize("format", ["plain", *FORMATS])
+@pytest.mark.parametrize("num_in", [1536, 1300])
+def test_whole_numbers_give_the_same_bits_in_any_number_of_rows(format: str, num_in: int) -> None:
+    """Their sums are exact in every order, so what is left is what few, some and many rows do to them: scale, bias,
+    rounding."""
+    dtype, draw = DTYPES[0], torch.Generator().manual_seed(1)
+    x = torch.randint(-2, 3, (300, num_in), generator=draw).to(dtype)
+    weight = torch.randint(-4, 5, (70, num_in), generator=draw).to(dtype)
+    bias = to(seeded(70, seed=3, dtype=dtype))
+    if format == "plain":
+        packed = kernels("linear").pack(to(weight), bias)
+    else:
+        made = coded(format, weight)
+        if format == "int4":
+            made.scales.copy_(torch.tensor([0.25, -2.0]))
+        packed = kernels("linear").pack_codes(made, bias, dtype)
+    assert packed.num_segments > 1
+    whole = kernels("linear").linear(to(x), packed)
+    assert whole.isfinite().all()
+    for first, last in ((0, 1), (3, 67), (5, 70), (100, 228), (100, 229)):
+        assert same_bits(kernels("linear").linear(to(x[first:last]), packed), whole[first:last])
+
+
 def test_a_segment_depends_on_the_weight_alone() -> None:
     segment_of = kernels("linear").segment_of
     for num_out, num_in in [
@@ -187,10 +274,11 @@ def test_any_company_gives_the_same_bits() -> None:
             assert same_bits(attend(part, 3), whole[first : first + count])
         for num_out, num_in in ((512, 4096), (40_000, 1024), (256, 333)):
             x, weight = seeded(700, num_in, seed=1, dtype=dtype), seeded(num_out, num_in, seed=2, dtype=dtype)
-            packed = linear.IMPLS[0].pack(to(weight))
-            product = kernels("linear").linear(to(x), packed)
-            for first, end in ((0, 1), (3, 20), (100, 200), (0, 300), (699, 700)):
-                assert same_bits(kernels("linear").linear(to(x[first:end]), packed), product[first:end])
+            plain, pack_codes = linear.IMPLS[0].pack(to(weight)), kernels("linear").pack_codes
+            for packed in (plain, *(pack_codes(coded(format, weight), None, dtype) for format in FORMATS)):
+                product = kernels("linear").linear(to(x), packed)
+                for first, end in ((0, 1), (3, 20), (100, 200), (0, 300), (699, 700)):
+                    assert same_bits(kernels("linear").linear(to(x[first:end]), packed), product[first:end])
 
 
 def test_likeliest() -> None:

@@ -241,6 +241,7 @@ print(memory.limit_bytes - memory.left_bytes, resident_bytes() - before)
         ("bfloat16", "auto", "none"),
         ("bfloat16", "auto", "int8"),
         ("bfloat16", "auto", "int4"),
+        ("bfloat16", "reference", "w4a16"),
     ],
 )
 def test_a_process_uses_what_was_planned(tmp_path: Path, dtype: str, kernels: str, quantization: str) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from octavo.kernels.choose import Impl, fits_all
-from octavo.kernels.linear import reference
+from octavo.kernels.linear import reference, reference_codes
+from octavo.kernels.linear.codes import FORMATS, Codes
 from octavo.kernels.linear.reference import Packed
-from octavo.kernels.triton import lazily, refuses
+from octavo.kernels.linear.reference_codes import PackedCodes
+from octavo.kernels.triton import lazily, refuses, refuses_fp8
 
 
 def pack(weight: Tensor, bias: Tensor | None = None) -> Packed:
@@ -36,6 +39,29 @@ def linear(x: Tensor, weight: Packed) -> Tensor:
     return reference.linear(x, weight)
 
 
+def pack_codes(codes: Codes, bias: Tensor | None, dtype: torch.dtype) -> PackedCodes:
+    """Prepare a weight in codes for `linear_codes`, once, at load.
+
+    codes  kept, not copied
+    bias   [O] of `dtype`, that of the activations, or None
+
+    Raises ValueError when shapes or dtypes do not agree.
+    """
+    return reference_codes.pack(codes, bias, dtype)
+
+
+def linear_codes(x: Tensor, weight: PackedCodes) -> Tensor:
+    """x @ weight.T + bias, where the weight is given in codes and x stays as it is.
+
+    x  [T, I], the dtype and device of the packing; views are copied
+
+    The weight is what the codes stand for (`Codes.numbers`), in int4 rounded to x's dtype. Returns, promises and raises
+    as `linear` does.
+    Budget: I + 4 float32 rounding units of sum(|x| |w|) + |bias|, plus 1 unit of the dtype of the result.
+    """
+    return reference_codes.linear_codes(x, weight)
+
+
 _CUDA = "octavo.kernels.linear.cuda"
 
 IMPLS: tuple[Impl, ...] = (
@@ -43,4 +69,18 @@ IMPLS: tuple[Impl, ...] = (
     Impl("linear", "reference", reference.linear, fits_all, reference.pack),
 )
 
-__all__ = ["IMPLS", "Packed", "linear", "pack"]
+
+def _impls_of(format: str) -> tuple[Impl, ...]:
+    op, fits = f"linear {format}", refuses_fp8 if format == "fp8" else refuses
+    return (
+        Impl(op, "triton", lazily(_CUDA, "linear_codes"), fits, lazily(_CUDA, "pack_codes")),
+        Impl(op, "reference", reference_codes.linear_codes, fits_all, reference_codes.pack),
+    )
+
+
+CODES_IMPLS: tuple[Impl, ...] = tuple(impl for format in FORMATS for impl in _impls_of(format))
+"""Products with codes of each format: ops "linear int8" and so on."""
+
+__all__ = [
+    "CODES_IMPLS", "FORMATS", "IMPLS", "Codes", "Packed", "PackedCodes", "linear", "linear_codes", "pack", "pack_codes",
+]  # fmt: skip
