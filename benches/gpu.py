@@ -21,7 +21,7 @@ import torch
 from benches import harness
 from benches.device import checks, limits, subjects
 from benches.device.peer import Peer
-from benches.device.subjects import Floor, Requests
+from benches.device.subjects import BLOCK_TOKENS, Floor, Requests
 from benches.harness import Bench, GateFailed, Settings, Subject
 from benches.peers.folders import write_folder
 from benches.record import Accelerator, slug
@@ -32,7 +32,6 @@ from octavo.errors import OctavoError
 from octavo.units import MIB, format_bytes
 
 SHAPES = Path(__file__).parent / "shapes"
-BLOCK_TOKENS = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +52,7 @@ class Trial:
     quantizations: tuple[str, ...] = ("w8a16", "w4a16", "fp8")
     rounded_model: str = "llama-3.1-8b"
     rounded_batches: tuple[int, ...] = (1, 32)
+    fp8_kv_batches: tuple[int, ...] = (32, 256)
 
 
 REAL = Trial(
@@ -82,6 +82,7 @@ DRY = Trial(
     side=64,
     rounded_model="dry",
     rounded_batches=(1, 3),
+    fp8_kv_batches=(),  # engines on a processor refuse them
 )
 
 
@@ -157,7 +158,9 @@ def run(trial: Trial, settings: Settings, *, has_checks: bool, has_peer: bool) -
             failed |= measured.ask(has_peer=has_peer)
             if model == trial.rounded_model:
                 for quantization in trial.quantizations:
-                    failed |= measured.ask_rounded(quantization)
+                    failed |= measured.ask_rounded(trial.rounded_batches, quantization, None)
+                if trial.fp8_kv_batches:
+                    failed |= measured.ask_rounded(trial.fp8_kv_batches, None, "fp8")
     return failed
 
 
@@ -172,6 +175,7 @@ def check(device: torch.device, quantizations: Sequence[str], *, is_dry: bool) -
             checks.check_model(folder, device, (lambda work: work) if is_dry else None, quantization)
         )
         found.append(checks.check_rounding(folder, device, quantization))
+    found.append(checks.check_model(folder, device, (lambda work: work) if is_dry else None, has_fp8_kv=True))
     return found
 
 
@@ -194,21 +198,24 @@ class Measured:
 
     def ask(self, *, has_peer: bool) -> int:
         """Load the model, which answers the first question, and ask the others of it."""
-        return self._loaded(None, lambda llm: self._benches(llm, has_peer))
+        return self._loaded(None, None, lambda llm: self._benches(llm, has_peer))
 
-    def ask_rounded(self, quantization: str) -> int:
-        """Load the model with rounded weights, and ask how fast it decodes."""
-        batches = self.trial.rounded_batches
-        return self._loaded(quantization, lambda llm: self._decodes(llm, batches, quantization))
+    def ask_rounded(self, batches: Sequence[int], quantization: str | None, kv_dtype: str | None) -> int:
+        """Load the model with rounded weights, or rounded keys and values, and ask how fast it decodes."""
+        return self._loaded(
+            quantization, kv_dtype, lambda llm: self._decodes(llm, batches, quantization, kv_dtype)
+        )
 
-    def _loaded(self, quantization: str | None, benches: Callable[[LLM], Sequence[Bench]]) -> int:
+    def _loaded(
+        self, quantization: str | None, kv_dtype: str | None, benches: Callable[[LLM], Sequence[Bench]]
+    ) -> int:
         with ExitStack() as opened:
             llms: list[LLM] = []
 
             def start(repeat: int) -> Mapping[str, float]:
                 del repeat  # there is one
                 began_s = time.perf_counter()
-                llms.append(opened.enter_context(self._llm(quantization)))
+                llms.append(opened.enter_context(self._llm(quantization, kv_dtype)))
                 return {
                     "ready_s": time.perf_counter() - began_s,
                     "weight_bytes": llms[0].built.model.weight_bytes,
@@ -218,7 +225,11 @@ class Measured:
             failed = harness.ask(
                 [
                     self._bench(
-                        f"start to ready{_of(quantization)}", "ready_s", "s", "lower", {"octavo": start}
+                        f"start to ready{_of(quantization, kv_dtype)}",
+                        "ready_s",
+                        "s",
+                        "lower",
+                        {"octavo": start},
                     )
                 ],
                 once,
@@ -228,7 +239,7 @@ class Measured:
                 return 1
             return harness.ask(list(benches(llms[0])), self.settings, self.machine)
 
-    def _llm(self, quantization: str | None) -> LLM:
+    def _llm(self, quantization: str | None, kv_dtype: str | None) -> LLM:
         trial = self.trial
         requests = trial.requests
         longest = requests.longest + requests.num_output
@@ -239,6 +250,7 @@ class Measured:
             device=trial.device,
             dtype="bfloat16",
             quantization=quantization,
+            kv_cache_dtype=kv_dtype or "auto",
             kernels="auto"
             if quantization is None
             else "reference",  # a processor's compiled ones round rows, too
@@ -249,28 +261,36 @@ class Measured:
             num_threads=self.settings.threads,
         )
 
-    def _floor(self, llm: LLM, quantization: str | None) -> Floor:
+    def _floor(self, llm: LLM, quantization: str | None = None, kv_dtype: str | None = None) -> Floor:
         return Floor(
             arch=llm.built.plan.arch,
             dtype=llm.built.plan.resolved.dtype,
             copy_bytes_per_s=self.accelerator.copy_bytes_per_s,
             bf16_flop_per_s=self.accelerator.bf16_flop_per_s,
             quantization=quantization,
+            kv_dtype=kv_dtype,
         )
 
-    def _decodes(self, llm: LLM, batches: Sequence[int], quantization: str | None) -> list[Bench]:
-        trial, floor = self.trial, self._floor(llm, quantization)
+    def _decodes(
+        self,
+        llm: LLM,
+        batches: Sequence[int],
+        quantization: str | None = None,
+        kv_dtype: str | None = None,
+    ) -> list[Bench]:
+        trial, floor = self.trial, self._floor(llm, quantization, kv_dtype)
         return [
             self._bench(
-                f"decode {batch} at {trial.context}{_of(quantization)}", "floor_share", "of the floor", "higher",
+                f"decode {batch} at {trial.context}{_of(quantization, kv_dtype)}",
+                "floor_share", "of the floor", "higher",
                 {"octavo": subjects.decode(llm, floor, batch, trial.context, trial.num_steps)},
             )
             for batch in batches
         ]  # fmt: skip
 
     def _benches(self, llm: LLM, has_peer: bool) -> Sequence[Bench]:
-        trial, floor = self.trial, self._floor(llm, None)
-        made = self._decodes(llm, trial.batches, None)
+        trial, floor = self.trial, self._floor(llm)
+        made = self._decodes(llm, trial.batches)
         made.append(
             self._bench(
                 f"prefill {trial.prompt}", "floor_share", "of the floor", "higher",
@@ -337,8 +357,8 @@ class Measured:
         )
 
 
-def _of(quantization: str | None) -> str:
-    return f" {quantization}" if quantization else ""
+def _of(quantization: str | None, kv_dtype: str | None) -> str:
+    return (f" {quantization}" if quantization else "") + (f" kv {kv_dtype}" if kv_dtype else "")
 
 
 if __name__ == "__main__":

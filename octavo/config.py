@@ -26,7 +26,8 @@ DTYPES = {
 }  # fmt: skip
 """Accepted spellings of a dtype, and the one the rest of Octavo uses."""
 
-LATER_KV_DTYPES = ("int8", "int4", "fp8", "fp8_e4m3", "fp8_e5m2")
+KV_DTYPES = DTYPES | {"fp8": "fp8", "fp8_e4m3": "fp8"}
+LATER_KV_DTYPES = ("int8", "int4", "fp8_e5m2")
 QUANTIZATION = ("int8", "int4", "w4a16", "w8a16", "fp8")
 LATER_QUANTIZATION = ("gptq", "awq", "compressed-tensors", "bitsandbytes")
 KERNELS = ("auto", "reference", "portable", "avx2", "avx512", "avx512_bf16", "amx", "emulated")
@@ -60,7 +61,7 @@ class ModelConfig:
     def __post_init__(self) -> None:
         _text("model", self.model)
         _text("dtype", self.dtype)
-        _set(self, "dtype", _dtype("dtype", self.dtype, ()))
+        _set(self, "dtype", _dtype("dtype", self.dtype, DTYPES))
         if self.quantization is not None and self.quantization not in QUANTIZATION:
             _text("quantization", self.quantization)
             later = self.quantization in LATER_QUANTIZATION
@@ -78,7 +79,7 @@ class ModelConfig:
 class KvConfig:
     """How keys and values are stored, and how much of them."""
 
-    kv_cache_dtype: str = _knob("auto", "auto, bfloat16, float16 or float32; auto takes the model's")
+    kv_cache_dtype: str = _knob("auto", "auto (the model's), bfloat16, float16, float32, or fp8 (e4m3; CUDA)")
     block_size: int | None = _knob(None, "tokens per block, a power of two", text="count", none="auto")
     memory_limit: int | None = _knob(
         None, "bytes for weights, cache and workspace together, such as 4GiB", text="bytes", none="auto"
@@ -92,7 +93,9 @@ class KvConfig:
 
     def __post_init__(self) -> None:
         _text("kv_cache_dtype", self.kv_cache_dtype)
-        _set(self, "kv_cache_dtype", _dtype("kv_cache_dtype", self.kv_cache_dtype, LATER_KV_DTYPES))
+        _set(
+            self, "kv_cache_dtype", _dtype("kv_cache_dtype", self.kv_cache_dtype, KV_DTYPES, LATER_KV_DTYPES)
+        )
         _optional_whole("block_size", self.block_size, 1, 1024)
         if self.block_size is not None and self.block_size & (self.block_size - 1):
             raise ConfigError(f"block_size must be a power of two from 1 to 1024, got {self.block_size}")
@@ -428,14 +431,14 @@ def _one_of(name: str, value: object, allowed: Iterable[str]) -> None:
         raise ConfigError(f"{name} must be one of {', '.join(names)}, got {value!r}")
 
 
-def _dtype(name: str, value: str, later: tuple[str, ...]) -> str:
+def _dtype(name: str, value: str, spellings: Mapping[str, str], later: tuple[str, ...] = ()) -> str:
+    names = list(dict.fromkeys(spellings.values()))
+    choice = f"{', '.join(names[:-1])} or {names[-1]}"
     if value in later:
-        raise ConfigError(
-            f"{name} is {value!r}: this build does not store it yet; use auto, bfloat16, float16 or float32"
-        )
-    if value not in DTYPES:
-        raise ConfigError(f"{name} must be auto, bfloat16, float16 or float32, got {value!r}")
-    return DTYPES[value]
+        raise ConfigError(f"{name} is {value!r}: this build does not store it yet; use {choice}")
+    if value not in spellings:
+        raise ConfigError(f"{name} must be {choice}, got {value!r}")
+    return spellings[value]
 
 
 def _whole(name: str, value: object, low: int, high: int | None) -> None:

@@ -80,7 +80,8 @@ def test_dtypes_have_one_name_inside(given, kept):
         ("quantization", "int3", "no such weight format"),
         ("quantization", 8, "text"),
         ("kv_cache_dtype", "int8", "does not store it yet"),
-        ("kv_cache_dtype", "fp8", "does not store it yet"),
+        ("kv_cache_dtype", "fp8_e5m2", "does not store it yet"),
+        ("dtype", "fp8", "must be auto, bfloat16"),
         ("kv_cache_dtype", "int9", "auto, bfloat16"),
         ("max_model_len", 0, "at least 1"),
         ("max_model_len", True, "whole number"),
@@ -130,6 +131,11 @@ def test_engine_values_out_of_range_are_named(name, value, hint):
 def test_server_values_out_of_range_are_named(name, value):
     with pytest.raises(ConfigError, match=f"^{name} must"):
         ServerConfig(**{name: value})
+
+
+@pytest.mark.parametrize("given", ["fp8", "fp8_e4m3"])
+def test_fp8_has_one_name_inside(given):
+    assert EngineConfig.of(kv_cache_dtype=given).kv.kv_cache_dtype == "fp8"
 
 
 @pytest.mark.parametrize("value", [None, "int8", "int4", "w4a16", "w8a16", "fp8"])

@@ -58,13 +58,18 @@ def run_suites(*, only_collect: bool) -> list[str]:
 
 
 def check_model(
-    folder: Path, device: torch.device, capture: Capture | None, quantization: str | None = None
+    folder: Path,
+    device: torch.device,
+    capture: Capture | None,
+    quantization: str | None = None,
+    *,
+    has_fp8_kv: bool = False,
 ) -> str:
     """A model's decodes op by op, launched ahead, recorded and alone: the same bits. Raises GateFailed.
 
     capture  records steps; None: as CUDA does
     """
-    model = load(folder, device=device, kernels="reference", quantization=quantization)
+    model = load(folder, device=device, kernels="reference", quantization=quantization, has_fp8_kv=has_fp8_kv)
     together = _decoded(model)
     for what, found in (
         ("launched ahead", _decoded(model, ahead=True)),
@@ -77,6 +82,7 @@ def check_model(
         if alone[number] != together[number]:
             raise GateFailed(f"a prompt of {LENGTHS[number]} tokens gives other bits alone than in company")
     weights = f", weights {quantization}" if quantization else ""
+    weights += ", keys and values fp8" if has_fp8_kv else ""
     return f"{len(LENGTHS)} sequences{weights}: equal bits one by one, launched ahead, recorded, alone and in company"
 
 

@@ -17,6 +17,11 @@ from octavo.core.step import Slice, Step
 from octavo.engine.measure import random_prompts, run_requests
 from octavo.exec.executor import Start
 from octavo.exec.runner import Runner
+from octavo.planner.memory import kv_block_bytes
+
+BLOCK_TOKENS = 16
+SMALL_BYTE = 120
+"""Below it a byte is an e4m3 code of at most 240, and the exponent of at most 2^-8."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,10 +33,12 @@ class Floor:
     copy_bytes_per_s: float
     bf16_flop_per_s: float
     quantization: str | None = None
+    kv_dtype: str | None = None
 
     def decode_s(self, num_seqs: int, context: int) -> float:
         """To read the weights once, and the keys and values of every sequence."""
-        kv_bytes = num_seqs * context * self.arch.kv_bytes_per_token(self.dtype)
+        block = kv_block_bytes(self.arch, self.kv_dtype or self.dtype, BLOCK_TOKENS)
+        kv_bytes = num_seqs * context * block // BLOCK_TOKENS
         weight_bytes = decode_read_bytes(self.arch, self.dtype, self.quantization, is_compiled=False)
         return (weight_bytes + kv_bytes) / self.copy_bytes_per_s
 
@@ -42,7 +49,8 @@ class Floor:
 def decode(llm: LLM, floor: Floor, num_seqs: int, context: int, num_steps: int) -> Subject:
     """Steps of one token for each of `num_seqs` sequences, launched behind one another, without the scheduler.
 
-    The cache is filled with small random numbers; blocks are spread over the whole pool.
+    The cache is filled with small random numbers, or with bytes that are codes and exponents of such; blocks are spread
+    over the whole pool.
     """
     runner: Any = llm.built.engine._executor
     assert isinstance(runner, Runner)
@@ -51,7 +59,10 @@ def decode(llm: LLM, floor: Floor, num_seqs: int, context: int, num_steps: int) 
     assert num_seqs * per_seq < runner.kv.num_blocks, "the pool holds what is measured"
 
     def subject(repeat: int) -> Figures:
-        runner.kv.arena.normal_(0.0, 0.5)
+        if runner.kv.arena.is_floating_point():
+            runner.kv.arena.normal_(0.0, 0.5)
+        else:
+            runner.kv.arena.random_(0, SMALL_BYTE)
         blocks = list(range(1, runner.kv.num_blocks))
         random.Random(repeat).shuffle(blocks)
         tables = [tuple(blocks[i * per_seq : (i + 1) * per_seq]) for i in range(num_seqs)]

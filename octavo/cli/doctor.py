@@ -176,7 +176,9 @@ def _kernels(planned: Plan) -> Iterator[Finding]:
     """What would run each op, and why the others would not. Compiled kernels run all of them; why is decided above."""
     if planned.resolved.isa is None:
         resolved = planned.resolved
-        yield from _chosen(planned.arch, resolved.dtype, resolved.device, resolved.quantization)
+        yield from _chosen(
+            planned.arch, resolved.dtype, resolved.device, resolved.quantization, resolved.kv_dtype
+        )
 
 
 def _kernels_without(config: EngineConfig) -> Iterator[Finding]:
@@ -201,15 +203,17 @@ def _kernels_without(config: EngineConfig) -> Iterator[Finding]:
     except ConfigError as error:
         yield Finding(PROBLEM, "quantization", str(error), "use one that the message names")
         quantization = None
-    yield from _chosen(arch, dtype, config.runtime.device, quantization)
+    yield from _chosen(arch, dtype, config.runtime.device, quantization, config.kv.kv_cache_dtype)
 
 
-def _chosen(arch: Arch, dtype: str, device: str, quantization: str | None) -> Iterator[Finding]:
+def _chosen(
+    arch: Arch, dtype: str, device: str, quantization: str | None, kv_dtype: str
+) -> Iterator[Finding]:
     import torch
 
     from octavo.models.ops import decisions_of
 
     for op, name, passed_over in decisions_of(
-        arch, getattr(torch, dtype), torch.device(device), quantization
+        arch, getattr(torch, dtype), torch.device(device), quantization, has_fp8_kv=kv_dtype == "fp8"
     ):
         yield Finding(OK, f"kernel {op}", "; ".join([name, *passed_over]))

@@ -25,6 +25,7 @@ from octavo.kv.pool import KvPool
 from octavo.models.loader import load
 from octavo.models.model import Model
 from octavo.obs import recorder
+from octavo.planner.memory import FP8_KV
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +91,7 @@ def build(
         seed=config.model.seed,
         kernels=resolved.isa or "reference",
         quantization=resolved.quantization,
+        has_fp8_kv=resolved.kv_dtype == FP8_KV,
     )
     arch, limits = planned.arch, resolved.limits
     kv = KvPool(model.kv_layout(limits.block_tokens), arch.num_layers, limits.num_blocks, device)

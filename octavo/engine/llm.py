@@ -34,7 +34,7 @@ class LLM:
     quantization            rounds weights when they are loaded. On the CPU "int8" or "int4", which round activations to
                             int8, too, or "w4a16": int4 weights and bfloat16 activations. On a GPU "w8a16", "w4a16" or
                             "fp8", which leave activations as they are. None serves weights as they are
-    kv_cache_dtype          "auto" stores keys and values as the model computes them
+    kv_cache_dtype          "auto" stores keys and values as the model computes them; on a GPU "fp8" in e4m3
     max_model_len           longest prompt plus output, tokens; None takes the model's
     max_num_seqs            sequences running side by side
     max_num_batched_tokens  tokens in one step; None lets the engine choose

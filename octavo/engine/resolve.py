@@ -11,7 +11,14 @@ from octavo.engine.machine import WHOLE, Machine, Share
 from octavo.errors import ConfigError
 from octavo.kernels import native
 from octavo.planner.device import device_workspace_bytes
-from octavo.planner.memory import DTYPE_BYTES, MemoryPlan, kv_block_bytes, weight_bytes, workspace_bytes
+from octavo.planner.memory import (
+    DTYPE_BYTES,
+    FP8_KV,
+    MemoryPlan,
+    kv_block_bytes,
+    weight_bytes,
+    workspace_bytes,
+)
 from octavo.units import format_bytes
 
 MEMORY_FRACTION = 0.9
@@ -35,6 +42,7 @@ class Resolved:
 
     device: str
     dtype: str
+    kv_dtype: str
     isa: str | None
     quantization: str | None
     num_threads: int
@@ -63,8 +71,9 @@ def resolve(
     made: list[Decision] = [Decision("device", device, _because_device(config.runtime.device, device))]
     dtype = _dtype(config, arch, made)
     isa = _isa(config, device, dtype, made)
+    kv_dtype = _kv_dtype(config, dtype, device, made)
     threads = _threads(config, machine, share, made)
-    _graphs(arch, device, dtype, config.model.quantization, made)
+    _graphs(arch, device, dtype, config.model.quantization, kv_dtype, made)
     max_len = _max_model_len(config, arch, made)
     seqs = config.scheduler.max_num_seqs
     batched = _batched_tokens(config, device, seqs, made)
@@ -82,9 +91,9 @@ def resolve(
         max_num_mixed_tokens=_mixed_tokens(config, batched, made),
     )
     quantization = config.model.quantization
-    memory = _memory(config, arch, dtype, device, isa, threads, limit, limits, made)
+    memory = _memory(config, arch, dtype, kv_dtype, device, isa, threads, limit, limits, made)
     limits = replace(limits, num_blocks=memory.num_kv_blocks)
-    return Resolved(device, dtype, isa, quantization, threads, max_len, limits, memory, tuple(made))
+    return Resolved(device, dtype, kv_dtype, isa, quantization, threads, max_len, limits, memory, tuple(made))
 
 
 def _because_device(asked: str, device: str) -> str:
@@ -100,15 +109,28 @@ def _dtype(config: EngineConfig, arch: Arch, made: list[Decision]) -> str:
         made.append(
             Decision("dtype", dtype, "the checkpoint's own" if arch.dtype else "the checkpoint names none")
         )
-    kv_dtype = config.kv.kv_cache_dtype
-    if kv_dtype not in ("auto", dtype):
-        raise ConfigError(
-            f"kv_cache_dtype={kv_dtype!r} differs from the model's dtype {dtype!r};"
-            f" this build stores keys and values as the model computes them: use 'auto'"
-        )
-    if kv_dtype == "auto":
-        made.append(Decision("kv_cache_dtype", dtype, "as the model computes"))
     return dtype
+
+
+def _kv_dtype(config: EngineConfig, dtype: str, device: str, made: list[Decision]) -> str:
+    """The model's dtype, or "fp8"."""
+    asked = config.kv.kv_cache_dtype
+    if asked == "auto":
+        made.append(Decision("kv_cache_dtype", dtype, "as the model computes"))
+        return dtype
+    if asked == FP8_KV:
+        if device == "cpu":
+            raise ConfigError(
+                "kv_cache_dtype='fp8': on a processor keys and values are stored as the model computes them;"
+                " use 'auto', or device='cuda'"
+            )
+        made.append(Decision("keys and values", "e4m3", "a power of two for each token's row of a head"))
+    elif asked != dtype:
+        raise ConfigError(
+            f"kv_cache_dtype={asked!r} differs from the model's dtype {dtype!r};"
+            f" this build stores keys and values as the model computes them, or in 'fp8': use 'auto'"
+        )
+    return asked
 
 
 def _isa(config: EngineConfig, device: str, dtype: str, made: list[Decision]) -> str | None:
@@ -138,7 +160,9 @@ def _isa(config: EngineConfig, device: str, dtype: str, made: list[Decision]) ->
     return isa
 
 
-def _graphs(arch: Arch, device: str, dtype: str, quantization: str | None, made: list[Decision]) -> None:
+def _graphs(
+    arch: Arch, device: str, dtype: str, quantization: str | None, kv_dtype: str, made: list[Decision]
+) -> None:
     """Whether decode steps are recorded; of no account on a processor, where nothing here needs torch."""
     if device == "cpu":
         return
@@ -148,7 +172,11 @@ def _graphs(arch: Arch, device: str, dtype: str, quantization: str | None, made:
     from octavo.models.ops import decisions_of
 
     where = torch.device(device)
-    reason = why_not(arch, where, decisions_of(arch, getattr(torch, dtype), where, quantization))
+    chosen = decisions_of(arch, getattr(torch, dtype), where, quantization, has_fp8_kv=kv_dtype == FP8_KV)
+    for one in chosen:
+        if one.op == "paged_attention fp8" and one.impl == "reference":
+            raise ConfigError(f"kv_cache_dtype='fp8' needs kernels of a GPU: {'; '.join(one.passed_over)}")
+    reason = why_not(arch, where, chosen)
     because = reason or "one launch for a step of a size that has been seen before"
     made.append(Decision("graphs", "none" if reason else "decode steps", because))
 
@@ -231,6 +259,7 @@ def _memory(
     config: EngineConfig,
     arch: Arch,
     dtype: str,
+    kv_dtype: str,
     device: str,
     isa: str | None,
     num_threads: int,
@@ -251,7 +280,7 @@ def _memory(
         )
     else:
         workspace = device_workspace_bytes(arch, DTYPE_BYTES[dtype], **sizes)
-    block = kv_block_bytes(arch, dtype, block_tokens, isa)
+    block = kv_block_bytes(arch, kv_dtype, block_tokens, isa)
     recorder = config.runtime.recorder_bytes
     fits = (limit - weights - workspace - recorder) // block
     least = limits.min_blocks(max_len) + 1

@@ -203,5 +203,5 @@ def why_not(arch: Arch, device: torch.device, decisions: Sequence[Decision]) -> 
     return None
 
 
-OPS = ("paged_attention", "linear", *(f"linear {format}" for format in FORMATS))
+OPS = ("paged_attention", "paged_attention fp8", "linear", *(f"linear {format}" for format in FORMATS))
 """Whose references look at values or try products out as they go."""

@@ -87,11 +87,7 @@ def refuses(need: Need) -> str | None:
 
 def refuses_fp8(need: Need) -> str | None:
     """Why kernels on rows and matrices whose numbers lie in e4m3 do not fit."""
-    reason = refuses(need)
-    if reason is None and torch.cuda.is_available() and torch.cuda.get_device_capability() < FP8_CAPABILITY:
-        major, minor = torch.cuda.get_device_capability()
-        return f"reads e4m3 from compute capability 8.9 on, and this device has {major}.{minor}"
-    return reason
+    return refuses(need) or _refuses_e4m3()
 
 
 def refuses_heads(need: Need) -> str | None:
@@ -105,3 +101,15 @@ def refuses_heads(need: Need) -> str | None:
     if num_heads // num_kv_heads > MAX_GROUP:
         return f"at most {MAX_GROUP} query heads share a key-value head, not {num_heads // num_kv_heads}"
     return None
+
+
+def refuses_fp8_heads(need: Need) -> str | None:
+    """Why kernels on heads whose keys and values lie in e4m3 do not fit."""
+    return refuses_heads(need) or _refuses_e4m3()
+
+
+def _refuses_e4m3() -> str | None:
+    if not torch.cuda.is_available() or torch.cuda.get_device_capability() >= FP8_CAPABILITY:
+        return None
+    major, minor = torch.cuda.get_device_capability()
+    return f"reads e4m3 from compute capability 8.9 on, and this device has {major}.{minor}"

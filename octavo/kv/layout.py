@@ -11,6 +11,7 @@ from torch import Tensor
 
 from octavo.core.step import Copy
 from octavo.kernels.kv_store import copy_blocks
+from octavo.kernels.kv_store.fp8 import Fp8Blocks, block_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +28,16 @@ class Layout(ABC):
         for name in ("num_kv_heads", "head_dim", "block_tokens"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{kind}: {name} must be at least 1, got {getattr(self, name)}")
+        self._check_dtype()
+
+    def _check_dtype(self) -> None:
         if not self.dtype.is_floating_point:
-            raise ValueError(f"{kind}: dtype must be a floating type, got {self.dtype}")
+            raise ValueError(f"{type(self).__name__}: dtype must be a floating type, got {self.dtype}")
+
+    @property
+    def undefined(self) -> float | int:
+        """An element that makes numbers undefined wherever it stands."""
+        return torch.nan
 
     @property
     @abstractmethod
@@ -115,6 +124,49 @@ class PanelLayout(Layout):
 
         Whole blocks: what lies past the tokens named is nobody's in either block until it is written.
         """
-        for copy in copies:
-            if copy.source != copy.target:
-                arena[:, copy.target].copy_(arena[:, copy.source])
+        _copy_whole(arena, copies)
+
+
+class Fp8Layout(Layout):
+    """Keys and values in e4m3 with a power of two for each token's row of a head, as bytes; see
+    `octavo.kernels.kv_store.fp8`.
+
+    dtype  torch.uint8
+    """
+
+    __slots__ = ()
+
+    def _check_dtype(self) -> None:
+        if self.dtype != torch.uint8:
+            raise ValueError(f"Fp8Layout: dtype must be torch.uint8, got {self.dtype}")
+
+    @property
+    def undefined(self) -> int:
+        """NaN as a code and as an exponent."""
+        return 0xFF
+
+    @property
+    def block_bytes(self) -> int:
+        return block_bytes(self.block_tokens, self.num_kv_heads, self.head_dim)
+
+    def shape(self, num_blocks: int) -> tuple[int, ...]:
+        return (num_blocks, self.block_bytes)
+
+    def blocks(self, memory: Tensor) -> Fp8Blocks:
+        """One layer's tensor [B, bytes] as kernels take it."""
+        return Fp8Blocks(
+            memory=memory,
+            block_tokens=self.block_tokens,
+            num_kv_heads=self.num_kv_heads,
+            head_dim=self.head_dim,
+        )
+
+    def copy(self, arena: Tensor, copies: Sequence[Copy]) -> None:
+        """Carry out copies in order, in all layers of [L, B, bytes]: whole blocks, as `PanelLayout` does."""
+        _copy_whole(arena, copies)
+
+
+def _copy_whole(arena: Tensor, copies: Sequence[Copy]) -> None:
+    for copy in copies:
+        if copy.source != copy.target:
+            arena[:, copy.target].copy_(arena[:, copy.source])

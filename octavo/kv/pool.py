@@ -69,7 +69,7 @@ class KvPool:
     def poison(self, block_ids: Iterable[int]) -> None:
         """Fill blocks with NaN, so that a read of what nobody owns shows."""
         ids = torch.tensor(list(block_ids), dtype=torch.int64, device=self.device)
-        self._arena.index_fill_(1, ids, torch.nan)
+        self._arena.index_fill_(1, ids, self.layout.undefined)
 
 
 def _zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:

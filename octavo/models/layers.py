@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from octavo.kernels.kv_store.fp8 import Fp8Blocks
 from octavo.models.batch import Batch
 from octavo.models.ops import Linear, Ops
 
@@ -30,11 +31,13 @@ class Attention:
     norm_eps: float
     window: int | None
 
-    def __call__(self, x: Tensor, angles: tuple[Tensor, Tensor], batch: Batch, blocks: Tensor) -> Tensor:
+    def __call__(
+        self, x: Tensor, angles: tuple[Tensor, Tensor], batch: Batch, blocks: Tensor | Fp8Blocks
+    ) -> Tensor:
         """[T, E] to [T, E]. Writes the rows' keys and values to `blocks`, then reads from there.
 
         angles  cosine and sine [T, D/2] of the rows' positions
-        blocks  [B, 2, P, K, D], this layer's
+        blocks  [B, 2, P, K, D], this layer's; or in e4m3
         """
         num_rows = x.shape[0]
         heads = self.qkv(x).view(num_rows, -1, self.head_dim)

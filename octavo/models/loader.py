@@ -59,6 +59,7 @@ def load(
     seed: int = 0,
     kernels: str = "auto",
     quantization: str | None = None,
+    has_fp8_kv: bool = False,
 ) -> Model:
     """Load a model and choose its kernels.
 
@@ -68,6 +69,7 @@ def load(
     seed         of random weights
     kernels      "auto", "reference", or an instruction set; see `octavo.kernels.native.choose`
     quantization None, or a name of `octavo.config.QUANTIZATION`: weights are rounded while they are packed
+    has_fp8_kv   keys and values lie in e4m3; not where compiled kernels run
 
     There is one copy of the weights in memory: tensors are copied out of the memory-mapped files one by one, or
     packed straight from them. `Model.fingerprint` covers their digests (`Checkpoint.digest` says of how many bytes),
@@ -84,12 +86,12 @@ def load(
     folder = None if isinstance(model, Arch) else Path(model)
     if folder is None or not folder.is_dir() or load_format == "random":
         resolved = wanted or _stated_dtype(arch) or torch.float32
-        return _build(arch, RandomWeights(seed), resolved, device, kernels, quantization)
+        return _build(arch, RandomWeights(seed), resolved, device, kernels, quantization, has_fp8_kv)
     with Checkpoint(folder) as checkpoint:
         parts = parts_of(arch)
         _check(parts, arch, checkpoint)
         resolved = wanted or _stated_dtype(arch) or stored_dtype(checkpoint.entries[parts.embedding.name])
-        return _build(arch, checkpoint, resolved, device, kernels, quantization)
+        return _build(arch, checkpoint, resolved, device, kernels, quantization, has_fp8_kv)
 
 
 def _wanted_dtype(dtype: str | torch.dtype) -> torch.dtype | None:
@@ -226,12 +228,17 @@ def _build(
     device: torch.device,
     kernels: str,
     quantization: str | None,
+    has_fp8_kv: bool,
 ) -> Model:
     isa, because = native.choose(kernels, device.type, str(dtype).removeprefix("torch."))
     native.check_quantization(quantization, isa, because)
+    if isa is not None and has_fp8_kv:
+        raise ConfigError(
+            f"has_fp8_kv: the compiled kernels ({isa}) store keys and values as they compute them"
+        )
     if isa is not None:
         return _Packer(arch, source, dtype, isa, because, quantization).build()
-    ops = Ops(arch, dtype, device)
+    ops = Ops(arch, dtype, device, has_fp8_kv=has_fp8_kv)
     builder = _Builder(source, ops, dtype, device, quantization)
     parts = parts_of(arch)
     embedding = builder.table(parts.embedding, is_head=parts.head is None)
@@ -252,6 +259,7 @@ def _build(
         layers=layers,
         final_norm=final_norm,
         head=head,
+        has_fp8_kv=has_fp8_kv,
     )
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from octavo.arch import Arch
 from octavo.kernels.linear import Codes
 from octavo.kernels.sampling import TORCH, Sampling
-from octavo.kv.layout import DenseLayout, Layout
+from octavo.kv.layout import DenseLayout, Fp8Layout, Layout
 from octavo.kv.pool import KvPool
 from octavo.models.batch import Batch
 from octavo.models.layers import Layer
@@ -62,6 +62,7 @@ class TorchModel:
     """A model whose ops are called one by one; see `Model`.
 
     embedding    [V, E]; codes where weights are rounded and it is the head, too
+    has_fp8_kv   keys and values lie in e4m3
     head         E to V; shares the embedding's memory where the checkpoint ties them
     """
 
@@ -76,13 +77,15 @@ class TorchModel:
     layers: tuple[Layer, ...]
     final_norm: Tensor
     head: Linear
+    has_fp8_kv: bool = False
 
     @property
     def decisions(self) -> list[Decision]:
         return self.ops.decisions
 
     def kv_layout(self, block_tokens: int) -> Layout:
-        return DenseLayout(self.arch.num_kv_heads, self.arch.head_dim, block_tokens, self.dtype)
+        heads = (self.arch.num_kv_heads, self.arch.head_dim, block_tokens)
+        return Fp8Layout(*heads, torch.uint8) if self.has_fp8_kv else DenseLayout(*heads, self.dtype)
 
     def reserve(self, block_tokens: int, num_rows: int, num_positions: int) -> None:
         """Tensors come and go with each step: nothing is kept."""
@@ -98,7 +101,9 @@ class TorchModel:
         x: Tensor = ops.rms_norm(residual, self.layers[0].attention_norm, eps)
         next_norms = [layer.attention_norm for layer in self.layers[1:]] + [self.final_norm]
         for index, (layer, next_norm) in enumerate(zip(self.layers, next_norms, strict=True)):
-            x = layer.attention(x, angles, batch, kv.layer(index))
+            memory = kv.layer(index)
+            blocks = kv.layout.blocks(memory) if isinstance(kv.layout, Fp8Layout) else memory
+            x = layer.attention(x, angles, batch, blocks)
             x, residual = ops.add_rms_norm(x, residual, layer.mlp_norm, eps)
             x = layer.mlp(x)
             x, residual = ops.add_rms_norm(x, residual, next_norm, eps)

@@ -24,10 +24,15 @@ class Decision(NamedTuple):
 
 
 def decisions_of(
-    arch: Arch, dtype: torch.dtype, device: torch.device, quantization: str | None = None
+    arch: Arch,
+    dtype: torch.dtype,
+    device: torch.device,
+    quantization: str | None = None,
+    *,
+    has_fp8_kv: bool = False,
 ) -> list[Decision]:
     """What `Ops` decides, and for the products of a layer and of the head; needs neither weights nor the device."""
-    ops = Ops(arch, dtype, device)
+    ops = Ops(arch, dtype, device, has_fp8_kv=has_fp8_kv)
     formats = (None,) if quantization is None else (CODES[quantization], HEAD_CODES)
     for format in formats:
         ops.choose_linear(arch.ffn_size, arch.hidden_size, format)
@@ -50,12 +55,15 @@ class Linear:
 class Ops:
     """Every op of a decoder for one architecture, dtype and device.
 
+    has_fp8_kv  keys and values lie in e4m3
     decisions  what was chosen, in the order of choosing, each once
 
     Raises KernelUnavailable when an op has no implementation that fits.
     """
 
-    def __init__(self, arch: Arch, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self, arch: Arch, dtype: torch.dtype, device: torch.device, *, has_fp8_kv: bool = False
+    ) -> None:
         self.decisions: list[Decision] = []
         self._dtype, self._device = dtype, device
         heads = {"H": arch.num_heads, "K": arch.num_kv_heads, "D": arch.head_dim}
@@ -64,8 +72,12 @@ class Ops:
         self.rms_norm = self._pick("rms_norm", norm.IMPLS, hidden).run
         self.add_rms_norm = self._pick("add_rms_norm", norm.IMPLS, hidden).run
         self.tables = self._pick("tables", rope.IMPLS, heads).run
-        self.rotate_and_write = self._pick("rotate_and_write", rope.IMPLS, heads).run
-        self.paged_attention = self._pick("paged_attention", attention.IMPLS, heads).run
+        if has_fp8_kv:
+            self.rotate_and_write = self._pick("rotate_and_write fp8", rope.FP8_IMPLS, heads).run
+            self.paged_attention = self._pick("paged_attention fp8", attention.FP8_IMPLS, heads).run
+        else:
+            self.rotate_and_write = self._pick("rotate_and_write", rope.IMPLS, heads).run
+            self.paged_attention = self._pick("paged_attention", attention.IMPLS, heads).run
         self.silu_mul = self._pick("silu_mul", activation.IMPLS, {"F": arch.ffn_size}).run
 
     def embed_codes(self, tokens: Tensor, weight: Codes) -> Tensor:

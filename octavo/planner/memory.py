@@ -13,6 +13,9 @@ from octavo.units import format_bytes
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
+FP8_KV, FP8_BLOCK_ALIGN = "fp8", 16
+"""Keys and values in e4m3, and what a block of them is padded to a multiple of."""
+
 ROW_TILES = (4, 16, 64, 256)
 """Row counts at which large products run; more rows go in parts, so that padding is small beside them."""
 
@@ -48,9 +51,13 @@ def weight_bytes(arch: Arch, dtype: str, isa: str | None = None, quantization: s
 
 
 def kv_block_bytes(arch: Arch, dtype: str, block_tokens: int, isa: str | None = None) -> int:
-    """Bytes of one block in all layers: L x 2 x P x K x D x element, and for compiled kernels what fills panels."""
+    """Bytes of one block in all layers: L x 2 x P x K x D x element, and for compiled kernels what fills panels; in
+    FP8_KV D + 1 bytes for each of P x K rows, see `octavo.kernels.kv_store.fp8`."""
     if isa is not None:
         return panels.kv_block_bytes(arch, dtype, block_tokens)
+    if dtype == FP8_KV:
+        used = 2 * block_tokens * arch.num_kv_heads * (arch.head_dim + 1)
+        return arch.num_layers * -(-used // FP8_BLOCK_ALIGN) * FP8_BLOCK_ALIGN
     return block_tokens * arch.kv_bytes_per_token(dtype)
 
 

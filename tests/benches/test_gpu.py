@@ -46,7 +46,8 @@ def test_a_walk_through_everything(
     said = capsys.readouterr().out
     for line in ("equal bits one by one, launched ahead, recorded", "from float32", "start to ready", "decode 3 at 40",
                  "prefill 70", "host 3", "requests 4", "floor_s", "launch_share", "weights w8a16: equal bits",
-                 "with weights fp8 logits", "decode 3 at 40 w4a16", "start to ready fp8"):  # fmt: skip
+                 "with weights fp8 logits", "keys and values fp8: equal bits",
+                 "decode 3 at 40 w4a16", "start to ready fp8"):  # fmt: skip
         assert line in said
     assert "record:" not in said
 
@@ -110,6 +111,7 @@ def test_the_floor_of_rounded_weights_by_hand() -> None:
     )
     layers = 32 * (4096 * (4096 + 1024 + 1024 + 4096) + 3 * 4096 * 14336)
     norms = (32 * 2 + 1) * 4096 * 2
+    assert replace(floor, kv_dtype="fp8").decode_s(1, 64) - floor.decode_s(0, 0) == 64 * 32 * 2 * 8 * 129
     assert floor.decode_s(0, 0) == layers * 36 / 64 + 128256 * (4096 + 4) + norms
 
 

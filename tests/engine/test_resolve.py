@@ -265,6 +265,32 @@ def test_on_a_gpu_weights_alone_are_rounded(
     assert rounded.memory.workspace_bytes == plain.memory.workspace_bytes
 
 
+def test_keys_and_values_in_fp8_are_for_a_gpu_with_its_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A byte for each number, and one for each row of a head, where bfloat16 takes two."""
+    with pytest.raises(
+        ConfigError, match=r"kv_cache_dtype='fp8': on a processor .* use 'auto', or device='cuda'"
+    ):
+        settle(kv_cache_dtype="fp8")
+    monkeypatch.setattr("octavo.kernels.triton.util.find_spec", lambda _: None)
+    with pytest.raises(
+        ConfigError, match="kv_cache_dtype='fp8' needs kernels of a GPU: triton: triton is not inst"
+    ):
+        settle(on="cuda", free=64 * GIB, kv_cache_dtype="fp8")
+    monkeypatch.setattr("octavo.kernels.triton.util.find_spec", lambda _: object())
+    plain = settle(on="cuda", free=64 * GIB)
+    resolved = settle(on="cuda", free=64 * GIB, kv_cache_dtype="fp8")
+    arch = Arch.from_config(LARGE)
+    assert (plain.kv_dtype, resolved.kv_dtype) == ("bfloat16", "fp8")
+    assert by_field(resolved)["keys and values"][0] == "e4m3"
+    assert by_field(resolved)["graphs"][0] == "decode steps"
+    block = arch.num_layers * 2 * 16 * arch.num_kv_heads * (arch.head_dim + 1)
+    assert (
+        resolved.memory.kv_block_bytes
+        == block
+        == plain.memory.kv_block_bytes * (arch.head_dim + 1) // (2 * arch.head_dim)
+    )
+
+
 def test_weights_that_the_kernels_do_not_read_are_refused() -> None:
     for quantization in ("int8", "int4"):
         with pytest.raises(

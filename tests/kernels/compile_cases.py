@@ -24,6 +24,7 @@ from triton.backends.nvidia import compiler
 from triton.runtime import driver
 
 import octavo.kernels
+from octavo.kernels.kv_store.fp8 import Fp8Blocks, block_bytes
 from octavo.kernels.linear import FORMATS, Codes
 from octavo.kernels.triton import Launch, recorded
 
@@ -82,13 +83,26 @@ def empty(*shape: int, dtype: torch.dtype) -> Tensor:
     return torch.empty(*shape, dtype=dtype, device="meta")
 
 
+def blocks_of(shape: Shape, dtype: torch.dtype, *, is_fp8: bool) -> Tensor | Fp8Blocks:
+    if not is_fp8:
+        return empty(8, 2, 16, shape.K, shape.D, dtype=dtype)
+    memory = empty(8, block_bytes(16, shape.K, shape.D), dtype=torch.uint8)
+    return Fp8Blocks(memory=memory, block_tokens=16, num_kv_heads=shape.K, head_dim=shape.D)
+
+
 def attend(
-    shape: Shape, dtype: torch.dtype, *, counts: list[int], num_blocks: int, window: int | None
+    shape: Shape,
+    dtype: torch.dtype,
+    *,
+    counts: list[int],
+    num_blocks: int,
+    window: int | None,
+    is_fp8: bool = False,
 ) -> None:
     num_seqs = len(counts)
     kernels("attention").paged_attention(
         empty(sum(counts), shape.H, shape.D, dtype=dtype),
-        empty(8, 2, 16, shape.K, shape.D, dtype=dtype),
+        blocks_of(shape, dtype, is_fp8=is_fp8),
         empty(num_seqs, num_blocks, dtype=torch.int32),
         empty(num_seqs, dtype=torch.int32),
         empty(num_seqs, dtype=torch.int32),
@@ -120,10 +134,11 @@ def rows(shape: Shape, dtype: torch.dtype, num_rows: int) -> None:
     heads = empty(num_rows, shape.H + 2 * shape.K, shape.D, dtype=dtype)
     norm = empty(shape.D, dtype=dtype) if shape.norms else None
     angles = empty(num_rows, shape.D // 2, dtype=torch.float32)
-    kernels("rope").rotate_and_write(
-        *heads.split([shape.H, shape.K, shape.K], dim=1), angles, angles,
-        empty(8, 2, 16, shape.K, shape.D, dtype=dtype), empty(num_rows, dtype=torch.int64), norm, norm, 1e-5,
-    )  # fmt: skip
+    for is_fp8 in (False, True):
+        kernels("rope").rotate_and_write(
+            *heads.split([shape.H, shape.K, shape.K], dim=1), angles, angles, blocks_of(shape, dtype, is_fp8=is_fp8),
+            empty(num_rows, dtype=torch.int64), norm, norm, 1e-5,
+        )  # fmt: skip
 
 
 def compiled(call: Callable[[], None]) -> list[str]:
@@ -173,15 +188,18 @@ CASES = [
 ]
 
 
+@pytest.mark.parametrize("is_fp8", [False, True])
 @pytest.mark.parametrize(("model", "dtype"), CASES)
-def test_attention(model: str, dtype: torch.dtype) -> None:
+def test_attention(model: str, dtype: torch.dtype, is_fp8: bool) -> None:
     """Decodes of one part and of several, and chunks."""
     windows = (None, 4096) if model in WINDOWED else (None,)
     for window in windows:
         for counts, num_blocks in (([1] * 40, 16), ([1] * 40, 64), ([512, 1, 1], 64)):
 
             def call(counts=counts, num_blocks=num_blocks, window=window) -> None:  # type: ignore[no-untyped-def]
-                attend(SHAPES[model], dtype, counts=counts, num_blocks=num_blocks, window=window)
+                attend(
+                    SHAPES[model], dtype, counts=counts, num_blocks=num_blocks, window=window, is_fp8=is_fp8
+                )
 
             print("\n".join(compiled(call)))
 

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from octavo.kernels import linear
+from octavo.kernels.kv_store.fp8 import Fp8Blocks
 from octavo.kernels.linear import FORMATS, Codes
-from tests.kernels.decoded import decoded
+from tests.kernels.decoded import decoded, fp8_memory, left_of
 from tests.kernels.dense_attention import Case, dense, page, random_case
 from tests.kernels.heads import EPS, random_heads
 from tests.kernels.heads import check as check_heads
@@ -102,6 +103,39 @@ def test_rotate_and_write(T: int, H: int, K: int, D: int, P: int, dtype: torch.d
         *case.split(DEVICE), to(case.cos), to(case.sin), blocks, to(case.slots), *weights, EPS
     )
     check_heads(case, turned.cpu(), blocks.cpu())
+
+
+@pytest.mark.parametrize("norms", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("T", "H", "K", "D", "P"), [(1, 1, 1, 2, 1), (5, 6, 2, 20, 3), (7, 5, 5, 64, 16), (3, 9, 3, 128, 5)]
+)
+def test_rotate_and_write_in_fp8(
+    T: int, H: int, K: int, D: int, P: int, dtype: torch.dtype, norms: bool
+) -> None:
+    """What plain blocks hold after it, rounded: to the byte. Slots that are not named keep what they hold."""
+    case = random_heads(T, H, K, D, P, dtype, norms=norms)
+    case.rows.mul_(torch.logspace(-4, 2, T)[:, None])
+    case.rows[T // 2, -1] = torch.inf
+    weights = [None if weight is None else to(weight) for weight in (case.q_norm, case.k_norm)]
+    angles, turn = (to(case.cos), to(case.sin)), kernels("rope").rotate_and_write
+    plain = to(case.blocks())
+    want = turn(*case.split(DEVICE), *angles, plain, to(case.slots), *weights, EPS)
+    memory = fp8_memory(plain.cpu())
+    made = fp8_blocks(torch.full_like(memory, 0xAA), P, K, D)
+    got = turn(*case.split(DEVICE), *angles, made, to(case.slots), *weights, EPS)
+    assert same_bits(got, want)
+    block, offset = case.slots // P, case.slots % P
+    written = torch.zeros(len(memory), P, dtype=torch.bool)
+    written[block, offset] = True
+    expected = Fp8Blocks(memory=memory, block_tokens=P, num_kv_heads=K, head_dim=D)
+    for found, wanted in (
+        (made.codes.view(torch.uint8), expected.codes.view(torch.uint8)),
+        (made.exponents, expected.exponents),
+    ):
+        by_slot, wanted_by_slot = found.cpu().transpose(1, 2), wanted.transpose(1, 2)
+        assert torch.equal(by_slot[written], wanted_by_slot[written])
+        assert by_slot[~written].eq(0xAA).all()
 
 
 def test_rows_without_a_place_share_the_null_block() -> None:
@@ -251,7 +285,48 @@ def test_attention(
     assert_within(got.cpu(), want, bound + UNIT[dtype] * largest)
 
 
-def test_a_value_that_is_no_number_reaches_only_the_rows_that_see_it() -> None:
+def fp8_blocks(memory: Tensor, P: int, K: int, D: int) -> Fp8Blocks:
+    return Fp8Blocks(memory=to(memory), block_tokens=P, num_kv_heads=K, head_dim=D)
+
+
+def attend_fp8(case: Case, P: int = 8, seed: int = 5, window: int | None = None) -> Tensor:
+    blocks, *arrays = page(case, P, seed, window)
+    made = fp8_blocks(fp8_memory(blocks), P, *case.keys[0].shape[1:])
+    return kernels("attention").paged_attention(
+        to(case.q), made, *(to(x) for x in arrays), case.q.shape[2] ** -0.5, window
+    )
+
+
+@pytest.mark.parametrize(("H", "K", "D", "P"), HEADS)
+@pytest.mark.parametrize("window", [None, 130])
+@pytest.mark.parametrize(
+    ("lengths", "counts"),
+    [([1], [1]), ([33, 256, 257, 300], [1, 1, 1, 1]), ([150, 5, 131, 64], [40, 5, 1, 0])],
+)
+def test_attention_in_fp8(
+    lengths: list[int], counts: list[int], window: int | None, H: int, K: int, D: int, P: int
+) -> None:
+    """Over the numbers that the blocks hold, with the budget of plain blocks: they are exact in q's dtype."""
+    dtype = DTYPES[0]
+    case = random_case(lengths, counts, H, K, D, dtype, seed=3)
+    got = attend_fp8(case, P, window=window)
+    held = [[left_of(x) for x in side] for side in (case.keys, case.values)]
+    want, bound = dense(Case(lengths, counts, case.q, *held), D**-0.5, window)
+    largest = max(float(values.abs().max()) for values in held[1])
+    assert_within(got.cpu(), want, bound + UNIT[dtype] * largest)
+
+
+def test_a_value_that_is_no_number_in_fp8_reaches_only_the_rows_that_see_it() -> None:
+    case = random_case([90], [60], 4, 2, 16, DTYPES[0], seed=3)
+    clean = attend_fp8(case)
+    case.values[0][70, 1, 5] = torch.inf
+    got = attend_fp8(case)
+    assert same_bits(got[:40], clean[:40])
+    assert bool(got[40:, 2:].isnan().all())
+    assert same_bits(got[40:, :2], clean[40:, :2])
+
+
+def test_a_value_that_is_no_number_reaches_reaches_only_the_rows_that_see_it() -> None:
     case = random_case([90], [60], 4, 2, 16, DTYPES[0], seed=3)
     clean = attend(case)
     case.values[0][70, 1, 5] = torch.inf
@@ -265,13 +340,14 @@ def test_a_value_that_is_no_number_reaches_only_the_rows_that_see_it() -> None:
 def test_any_company_gives_the_same_bits() -> None:
     for dtype in DTYPES:
         case = random_case([700, 5, 131, 64], [450, 5, 1, 1], 8, 2, 128, dtype, seed=3)
-        whole = attend(case, 16)
+        whole, whole_fp8 = attend(case, 16), attend_fp8(case, 16)
         for first, count in ((0, 1), (17, 1), (100, 350), (449, 1)):
             part = Case(
                 [250 + first + count], [count], case.q[first : first + count],
                 [case.keys[0][: 250 + first + count]], [case.values[0][: 250 + first + count]],
             )  # fmt: skip
             assert same_bits(attend(part, 3), whole[first : first + count])
+            assert same_bits(attend_fp8(part, 3), whole_fp8[first : first + count])
         for num_out, num_in in ((512, 4096), (40_000, 1024), (256, 333)):
             x, weight = seeded(700, num_in, seed=1, dtype=dtype), seeded(num_out, num_in, seed=2, dtype=dtype)
             plain, pack_codes = linear.IMPLS[0].pack(to(weight)), kernels("linear").pack_codes

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from octavo.kernels.attention import reference
+from octavo.kernels.attention import reference, reference_fp8
 from octavo.kernels.choose import Impl, fits_all
-from octavo.kernels.triton import lazily, refuses_heads
+from octavo.kernels.kv_store.fp8 import Fp8Blocks
+from octavo.kernels.triton import lazily, refuses_fp8_heads, refuses_heads
 
 
 def paged_attention(
     q: Tensor,
-    blocks: Tensor,
+    blocks: Tensor | Fp8Blocks,
     tables: Tensor,
     starts: Tensor,
     counts: Tensor,
@@ -23,7 +24,8 @@ def paged_attention(
     """Attention of every row over the cached positions of its sequence, up to its own.
 
     q       [T, H, D]        queries, already rotated: first all rows of sequence 0, then those of sequence 1 ...
-    blocks  [B, 2, P, K, D]  keys at 0, values at 1, those of this chunk included; contiguous, only read
+    blocks  [B, 2, P, K, D]  keys at 0, values at 1, those of this chunk included; contiguous, only read.
+                             Or Fp8Blocks: the numbers that they hold
     tables  [S, N] int32     block ids of each sequence in order; q, blocks and tables share a device
     starts  [S] int32        position of each sequence's first row
     counts  [S] int32        its number of rows, 0 or more; they add up to T
@@ -45,6 +47,10 @@ def paged_attention(
     of float32 for a row of n positions whose largest sum(|q k|) * scale is m.
     Source: paging, Kwon et al. 2023 (arXiv 2309.06180) sec. 4.1; grouped heads, arXiv 2305.13245.
     """
+    if isinstance(blocks, Fp8Blocks):
+        return reference_fp8.paged_attention(
+            q, blocks, tables, starts, counts, scale, window, only_decodes, num_positions
+        )
     return reference.paged_attention(
         q, blocks, tables, starts, counts, scale, window, only_decodes, num_positions
     )
@@ -56,3 +62,14 @@ IMPLS: tuple[Impl, ...] = (
     ),
     Impl("paged_attention", "reference", reference.paged_attention, fits_all),
 )
+
+FP8_IMPLS: tuple[Impl, ...] = (
+    Impl(
+        "paged_attention fp8",
+        "triton",
+        lazily("octavo.kernels.attention.cuda", "paged_attention"),
+        refuses_fp8_heads,
+    ),
+    Impl("paged_attention fp8", "reference", reference_fp8.paged_attention, fits_all),
+)
+"""With keys and values in e4m3."""

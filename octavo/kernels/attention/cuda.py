@@ -10,6 +10,9 @@ as a weight of exactly zero, and a tile or part without anything to see leaves i
 
 A row's weights are rounded to q's dtype before they meet the values; the sum that divides them is that of the weights
 before rounding. Budget: that of the contract, plus 1 rounding unit of q's dtype.
+
+Keys and values may lie in e4m3 (`octavo.kernels.kv_store.fp8`). Codes of keys are multiplied as they are, and their
+exponents, powers of two, scale the scores; values are made numbers of q's dtype before they are multiplied.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ import triton.language as tl
 from torch import Tensor
 
 from octavo.kernels.attention.reference import check
+from octavo.kernels.kv_store.fp8 import Fp8Blocks
 from octavo.kernels.triton import launch
 
 ROWS = 64
@@ -34,7 +38,7 @@ STAGES = 2
 
 def paged_attention(
     q: Tensor,
-    blocks: Tensor,
+    blocks: Tensor | Fp8Blocks,
     tables: Tensor,
     starts: Tensor,
     counts: Tensor,
@@ -56,6 +60,7 @@ def paged_attention(
     group = num_heads // num_kv_heads
     room = tables.shape[1] * block_tokens
     num_parts = most_parts(num_seqs, room, num_positions)
+    memory = blocks.memory if isinstance(blocks, Fp8Blocks) else blocks
     common = {
         "P": block_tokens,
         "K": num_kv_heads,
@@ -64,9 +69,11 @@ def paged_attention(
         "NUM_SEQS": max(16, triton.next_power_of_2(num_seqs)),
         "WINDOWED": window is not None,
         "PART": PART,
+        "BLOCK": memory.stride(0),
+        "FP8": isinstance(blocks, Fp8Blocks),
     }
     tiles = {"ROWS": ROWS, "COLUMNS": COLUMNS, "num_warps": WARPS, "num_stages": STAGES}
-    arrays = (q, blocks, tables, starts, counts)
+    arrays = (q, memory, tables, starts, counts)
     numbers = (num_seqs, tables.stride(0), scale * math.log2(math.e), window or 0)
     is_whole = room <= PART
     sums = values = out
@@ -103,12 +110,13 @@ def most_parts(num_seqs: int, room: int, num_positions: int | None) -> int:
 
 @triton.jit
 def _tile(
-    q, keys, values, table, first, end, positions, lowest, window, scale, top, total, mixed,
-    P: tl.constexpr, K: tl.constexpr, D: tl.constexpr, COLUMNS: tl.constexpr, WINDOWED: tl.constexpr,
-    CLEANS: tl.constexpr,
+    q, blocks, kv_head, table, first, end, positions, lowest, window, scale, top, total, mixed,
+    P: tl.constexpr, K: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr, FP8: tl.constexpr,
+    COLUMNS: tl.constexpr, WINDOWED: tl.constexpr, CLEANS: tl.constexpr,
 ):  # fmt: skip
     """Take in positions first .. first + COLUMNS - 1, of which those from `end` on do not exist.
 
+    BLOCK   items from one block to the next
     CLEANS  some row does not see some position: a value there that is no number must not reach it
     """
     column = first + tl.arange(0, COLUMNS)
@@ -117,13 +125,22 @@ def _tile(
     if WINDOWED:
         exists = exists & (column >= lowest)
     block = tl.load(table + column // P, mask=exists, other=0).to(tl.int64)
-    place = block * (2 * P * K * D) + (column % P) * (K * D)
-    k = tl.load(keys + place[:, None] + width[None, :], mask=exists[:, None], other=0.0)
-    v = tl.load(values + place[:, None] + width[None, :], mask=exists[:, None], other=0.0)
+    place = blocks + (block * BLOCK + (column % P) * (K * D) + kv_head * D)
+    k = tl.load(place[:, None] + width[None, :], mask=exists[:, None], other=0)
+    v = tl.load(place[:, None] + P * K * D + width[None, :], mask=exists[:, None], other=0)
+    if FP8:
+        power = blocks + (block * BLOCK + 2 * P * K * D + (column % P) * K + kv_head)
+        k_scale = _power(tl.load(power, mask=exists, other=0))
+        v_scale = _power(tl.load(power + P * K, mask=exists, other=0))
+        k = k.to(tl.float8e4nv, bitcast=True).to(tl.float16).to(tl.float32).to(q.dtype)
+        v = v.to(tl.float8e4nv, bitcast=True).to(tl.float16).to(tl.float32)
+        v = (v * v_scale[:, None]).to(q.dtype)
     sees = (column[None, :] <= positions[:, None]) & exists[None, :]
     if WINDOWED:
         sees = sees & (column[None, :] > positions[:, None] - window)
     scores = tl.dot(q, tl.trans(k)) * scale
+    if FP8:
+        scores = scores * k_scale[None, :]
     scores = tl.where(sees, scores, float("-inf"))
     new_top = tl.maximum(top, tl.max(scores, axis=1))
     base = tl.where(new_top == float("-inf"), 0.0, new_top)
@@ -141,10 +158,16 @@ def _tile(
 
 
 @triton.jit
+def _power(exponent):
+    """2^(exponent - 127)."""
+    return (exponent.to(tl.int32) << 23).to(tl.float32, bitcast=True)
+
+
+@triton.jit
 def _part(
-    q, keys, values, table, part, end, positions, all_see, lowest, window, scale,
-    P: tl.constexpr, K: tl.constexpr, D: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-    PART: tl.constexpr, WINDOWED: tl.constexpr,
+    q, blocks, kv_head, table, part, end, positions, all_see, lowest, window, scale,
+    P: tl.constexpr, K: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr, FP8: tl.constexpr, ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr, PART: tl.constexpr, WINDOWED: tl.constexpr,
 ):  # fmt: skip
     """(maximum [ROWS], sum [ROWS], weighted values [ROWS, D]) over one part.
 
@@ -160,13 +183,13 @@ def _part(
         plain = begin + tl.maximum(tl.minimum(all_see, end_of_part) - begin, 0) // COLUMNS * COLUMNS
         for first in range(begin, plain, COLUMNS):
             top, total, mixed = _tile(
-                q, keys, values, table, first, end, positions, lowest, window, scale, top, total, mixed,
-                P, K, D, COLUMNS, WINDOWED, False,
+                q, blocks, kv_head, table, first, end, positions, lowest, window, scale, top, total, mixed,
+                P, K, D, BLOCK, FP8, COLUMNS, WINDOWED, False,
             )  # fmt: skip
     for first in range(plain, end_of_part, COLUMNS):
         top, total, mixed = _tile(
-            q, keys, values, table, first, end, positions, lowest, window, scale, top, total, mixed,
-            P, K, D, COLUMNS, WINDOWED, True,
+            q, blocks, kv_head, table, first, end, positions, lowest, window, scale, top, total, mixed,
+            P, K, D, BLOCK, FP8, COLUMNS, WINDOWED, True,
         )  # fmt: skip
     return top, total, mixed
 
@@ -204,7 +227,8 @@ def _parts(
 def _alone(
     q, blocks, tables, starts, counts, out, sums, mixes, num_seqs, table_stride, scale, window,
     P: tl.constexpr, K: tl.constexpr, G: tl.constexpr, D: tl.constexpr, NUM_SEQS: tl.constexpr,
-    WINDOWED: tl.constexpr, PART: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, WHOLE: tl.constexpr,
+    WINDOWED: tl.constexpr, PART: tl.constexpr, BLOCK: tl.constexpr, FP8: tl.constexpr, ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr, WHOLE: tl.constexpr,
 ):  # fmt: skip
     """One part of a sequence that has one row: all query heads of one key-value head.
 
@@ -229,11 +253,10 @@ def _alone(
     place = (row * K + kv_head) * G + head
     own = head < G
     rows = tl.load(q + place[:, None] * D + width[None, :], mask=own[:, None], other=0.0)
-    keys = blocks + kv_head * D
     positions = tl.zeros([ROWS], tl.int32) + position
     top, total, mixed = _part(
-        rows, keys, keys + P * K * D, tables + seq.to(tl.int64) * table_stride, part, position + 1, positions,
-        position + 1, lowest, window, scale, P, K, D, ROWS, COLUMNS, PART, WINDOWED,
+        rows, blocks, kv_head, tables + seq.to(tl.int64) * table_stride, part, position + 1, positions,
+        position + 1, lowest, window, scale, P, K, D, BLOCK, FP8, ROWS, COLUMNS, PART, WINDOWED,
     )  # fmt: skip
     if WHOLE:
         result = (mixed / total[:, None]).to(q.dtype.element_ty)
@@ -274,7 +297,8 @@ def _merged(
 def _chunks(
     q, blocks, tables, starts, counts, out, num_seqs, table_stride, scale, window,
     P: tl.constexpr, K: tl.constexpr, G: tl.constexpr, D: tl.constexpr, NUM_SEQS: tl.constexpr,
-    WINDOWED: tl.constexpr, PART: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    WINDOWED: tl.constexpr, PART: tl.constexpr, BLOCK: tl.constexpr, FP8: tl.constexpr, ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """A tile of rows of a sequence that has several; programs beyond the last tile have nothing to do."""
     TOKENS: tl.constexpr = ROWS // G
@@ -296,14 +320,13 @@ def _chunks(
     rows = tl.load(q + place[:, None] * D + width[None, :], mask=own[:, None], other=0.0)
     end = start + tl.minimum(token + TOKENS, count)
     lowest = tl.maximum(start + token - window + 1, 0) if WINDOWED else 0
-    keys = blocks + kv_head * D
     top = tl.full([ROWS], float("-inf"), tl.float32)
     total = tl.zeros([ROWS], tl.float32)
     mixed = tl.zeros([ROWS, D], tl.float32)
     for part in range(lowest // PART, (end + PART - 1) // PART):
         part_top, part_total, part_mixed = _part(
-            rows, keys, keys + P * K * D, tables + seq.to(tl.int64) * table_stride, part, end, positions,
-            start + token + 1, lowest, window, scale, P, K, D, ROWS, COLUMNS, PART, WINDOWED,
+            rows, blocks, kv_head, tables + seq.to(tl.int64) * table_stride, part, end, positions,
+            start + token + 1, lowest, window, scale, P, K, D, BLOCK, FP8, ROWS, COLUMNS, PART, WINDOWED,
         )  # fmt: skip
         top, total, fade, part_fade = _merge(top, total, part_top, part_total)
         mixed = tl.fma(

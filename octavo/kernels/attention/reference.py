@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from octavo.kernels.attention.cut import KV_TILE, WORKSPACE_BYTES, Batch, Cut
+from octavo.kernels.kv_store.fp8 import Fp8Blocks
 from octavo.kernels.tiles import ALIGN_BYTES, Ladder, probe_rows, prove
 
 ROW_TILES = (4, 8, 16, 32, 64, 128, 256)
@@ -123,12 +124,18 @@ def _in_any_batch(rows: Tensor, kv: Tensor, *, turned: bool) -> Tensor:
 
 
 def check(
-    q: Tensor, blocks: Tensor, tables: Tensor, starts: Tensor, counts: Tensor, window: int | None
+    q: Tensor,
+    blocks: Tensor | Fp8Blocks,
+    tables: Tensor,
+    starts: Tensor,
+    counts: Tensor,
+    window: int | None,
 ) -> None:
+    memory = blocks.memory if isinstance(blocks, Fp8Blocks) else blocks
     shapes = f"q {list(q.shape)}, blocks {list(blocks.shape)}, tables {list(tables.shape)}"
-    if q.ndim != 3 or blocks.ndim != 5 or blocks.shape[1] != 2 or q.shape[2] != blocks.shape[4]:
+    if q.ndim != 3 or len(blocks.shape) != 5 or blocks.shape[1] != 2 or q.shape[2] != blocks.shape[4]:
         raise ValueError(f"paged_attention: want q [T, H, D] and blocks [B, 2, P, K, D], got {shapes}")
-    if q.dtype != blocks.dtype or not blocks.is_contiguous():
+    if isinstance(blocks, Tensor) and (q.dtype != blocks.dtype or not blocks.is_contiguous()):
         raise ValueError(
             f"paged_attention: want contiguous blocks of {q.dtype} as q, got {blocks.dtype}; {shapes}"
         )
@@ -144,9 +151,9 @@ def check(
     for name, index in (("tables", tables), ("starts", starts), ("counts", counts)):
         if index.dtype not in (torch.int32, torch.int64):
             raise ValueError(f"paged_attention: want int32 or int64 {name}, got {index.dtype}")
-    if not q.device == blocks.device == tables.device:
+    if not q.device == memory.device == tables.device:
         raise ValueError(
-            f"paged_attention: q is on {q.device}, blocks are on {blocks.device}, tables on {tables.device}"
+            f"paged_attention: q is on {q.device}, blocks are on {memory.device}, tables on {tables.device}"
         )
     if window is not None and window < 1:
         raise ValueError(f"paged_attention: window must be at least 1, got {window}")

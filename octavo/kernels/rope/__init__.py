@@ -5,8 +5,9 @@ from __future__ import annotations
 from torch import Tensor
 
 from octavo.kernels.choose import Impl, fits_all
+from octavo.kernels.kv_store.fp8 import Fp8Blocks
 from octavo.kernels.rope import reference
-from octavo.kernels.triton import lazily, refuses_heads
+from octavo.kernels.triton import lazily, refuses_fp8_heads, refuses_heads
 
 
 def tables(inv_freq: Tensor, positions: Tensor, scale: float = 1.0) -> tuple[Tensor, Tensor]:
@@ -42,7 +43,7 @@ def rotate_and_write(
     v: Tensor,
     cos: Tensor,
     sin: Tensor,
-    blocks: Tensor,
+    blocks: Tensor | Fp8Blocks,
     slots: Tensor,
     q_norm: Tensor | None = None,
     k_norm: Tensor | None = None,
@@ -53,7 +54,8 @@ def rotate_and_write(
     q               [T, H, D]
     k, v            [T, K, D], q's dtype; views with gaps between rows are fine (one product makes all three)
     cos, sin        [T, D/2] float32, from `tables`
-    blocks          [B, 2, P, K, D] of that dtype, contiguous: keys at 0, values at 1; written in place
+    blocks          [B, 2, P, K, D] of that dtype, contiguous: keys at 0, values at 1; written in place. Or Fp8Blocks:
+                    what would have been stored is rounded to them
     slots           [T] int64, distinct but in block 0, which nobody reads; every other slot keeps its bits
     q_norm, k_norm  [D] weights of each head's `rms_norm`, both or neither
 
@@ -74,3 +76,14 @@ IMPLS: tuple[Impl, ...] = (
     Impl("tables", "reference", reference.tables, fits_all),
     Impl("rotate_and_write", "reference", reference.rotate_and_write, fits_all),
 )
+
+FP8_IMPLS: tuple[Impl, ...] = (
+    Impl(
+        "rotate_and_write fp8",
+        "triton",
+        lazily("octavo.kernels.rope.cuda", "rotate_and_write"),
+        refuses_fp8_heads,
+    ),
+    Impl("rotate_and_write fp8", "reference", reference.rotate_and_write, fits_all),
+)
+"""With keys and values in e4m3."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from octavo.kernels.kv_store.reference import write_kv
+from octavo.kernels.kv_store import fp8
+from octavo.kernels.kv_store.fp8 import Fp8Blocks
+from octavo.kernels.kv_store.reference import check_write, write_kv
 from octavo.kernels.norm.reference import rms_norm
 
 
@@ -53,7 +55,7 @@ def rotate_and_write(
     v: Tensor,
     cos: Tensor,
     sin: Tensor,
-    blocks: Tensor,
+    blocks: Tensor | Fp8Blocks,
     slots: Tensor,
     q_norm: Tensor | None = None,
     k_norm: Tensor | None = None,
@@ -63,8 +65,18 @@ def rotate_and_write(
     if q_norm is not None and k_norm is not None:
         q, k = rms_norm(q, q_norm, eps), rms_norm(k, k_norm, eps)
     q, k = rotate(q, k, cos, sin)
-    write_kv(blocks, k, v, slots)
+    if isinstance(blocks, Fp8Blocks):
+        fp8.write(blocks, k, v, slots)
+    else:
+        write_kv(blocks, k, v, slots)
     return q
+
+
+def check_stored(blocks: Tensor | Fp8Blocks, k: Tensor, v: Tensor, slots: Tensor) -> None:
+    if isinstance(blocks, Fp8Blocks):
+        fp8.check_write(blocks, k, v, slots)
+    else:
+        check_write(blocks, k, v, slots)
 
 
 def check_norms(q_norm: Tensor | None, k_norm: Tensor | None) -> None:
