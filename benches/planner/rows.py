@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
+from benches.planner.scripts import Label, Settings, settings
 from octavo.arch import known
 from octavo.arch.shape import Shape
 from octavo.errors import ConfigError
@@ -80,7 +81,7 @@ class Run:
 
     group        "dense" or "moe"
     is_public    from the public dashboard, whose scripts are known; else from a vendor's lab
-    waits_steps  that the engine was told to wait for further prompts before it begins one
+    drafts       several tokens were drafted for each that was computed, which its label does not say
     """
 
     row: int
@@ -92,7 +93,8 @@ class Run:
     concurrency: float
     ttft_s: float
     tpot_s: float
-    waits_steps: int = 0
+    settings: Settings
+    drafts: bool = False
 
     @property
     def is_half(self) -> bool:
@@ -119,8 +121,22 @@ def _run(row: dict[str, str]) -> Run:
     form = FORMATS_OF[row["gemm_quant_mode"]]
     if name == "gpt-oss-120b":  # its weights are published in 4 bits, whatever the products' label says
         form = "mxfp4-hopper" if gpu in ("h100", "h200") else "mxfp4"
-    narrow_kv = form in ("fp8", "nvfp4") and (row["backend"] == "trtllm" or (is_public and is_dense))
     tensor, data = int(row["tp_size"]), max(1, int(row["attention_dp_size"] or 1))
+    prompt, output = float(row["isl"]), float(row["osl"])
+    concurrency = float(row["concurrency"] or float(row["batch_size"]) * data)
+    label = Label(
+        engine=row["backend"],
+        version=row["backend_version"],
+        model=name,
+        gpu=gpu,
+        form=form,
+        tensor=tensor,
+        data=data,
+        prompt=prompt,
+        output=output,
+        concurrency=concurrency,
+    )
+    told = settings(label) if is_public else _of_lab(label)
     whole_experts = data > 1 or int(row["moe_ep_size"] or 1) > 1
     if is_dense:
         parallel = Parallel(tensor=tensor)
@@ -130,19 +146,16 @@ def _run(row: dict[str, str]) -> Run:
         shape=shape(name),
         device=device(gpu),
         weights=FORMATS[form],
-        kv=LAYOUTS["fp8" if narrow_kv else "bf16"],
+        kv=LAYOUTS[told.kv],
         parallel=parallel,
+        budget_tokens=told.budget_tokens,
     )
     mean = (1 + SHORTEST) / 2 if is_public else 1.0
-    prompt, output = float(row["isl"]), float(row["osl"])
     if replica.memory.pool_bytes <= replica.memory.kv.sequence_bytes(int(prompt + output)):
         raise ConfigError(
             f"{name} in {form} has no room on {parallel.num_ranks} x {gpu} beside its weights: something else ran"
         )
     replica.check()
-    collects = (
-        is_public and is_dense and row["backend"] == "trtllm" and tensor < 8 and prompt == output == 1024
-    )
     return Run(
         row=int(row["row"]),
         group="dense" if is_dense else "moe",
@@ -150,11 +163,18 @@ def _run(row: dict[str, str]) -> Run:
         is_public=is_public,
         replica=replica,
         load=Load(prompt_tokens=prompt * mean, output_tokens=output * mean),
-        concurrency=float(row["concurrency"] or float(row["batch_size"]) * data),
+        concurrency=concurrency,
         ttft_s=float(row["ttft_ms"]) / 1e3,
         tpot_s=float(row["tpot_ms"]) / 1e3,
-        waits_steps=20 if collects else 0,  # batch_wait_timeout_iters in 70b_fp8_h200_trt_slurm.sh
+        settings=told,
+        drafts=label.drafts,
     )
+
+
+def _of_lab(label: Label) -> Settings:
+    """Nobody says what a lab told its engines; TensorRT-LLM is known to store keys and values as narrow as weights."""
+    narrow = label.engine == "trtllm" and label.form in ("fp8", "nvfp4")
+    return Settings(kv="fp8" if narrow else "bf16")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,12 +218,14 @@ class Loaded:
     """One deployment at its greatest throughput.
 
     output_per_s  of one replica
+    num_requests  that one replica was given, all at once; None for as many as keep it full
     """
 
     name: str
     replica: Replica
     load: Load
     output_per_s: float
+    num_requests: int | None = None
 
 
 TRTLLM_MODELS = {
@@ -213,24 +235,34 @@ TRTLLM_MODELS = {
 }  # fmt: skip
 
 
+TRTLLM_REQUESTS = {
+    "128/128": 30000, "128/2048": 3000, "128/4096": 1500, "1000/2000": 1500, "2048/128": 3000, "2048/2048": 1500,
+    "5000/500": 1500, "1000/1000": 3000, "500/2000": 3000, "20000/2000": 1000, "1024/1024": 3000, "8192/1024": 1500,
+    "1024/8192": 1500, "32768/1024": 1000, "1024/32768": 1000,
+}  # fmt: skip
+"""Of each pair of lengths, all alike (NVIDIA/TensorRT-LLM, perf-overview.md, "Preparing a Dataset")."""
+
+
 def trtllm() -> Iterator[Loaded]:
-    """TensorRT-LLM's overview; both versions' figures as of one replica."""
+    """TensorRT-LLM's overview; both versions' figures as of one replica.
+
+    Every model with experts was run with `enable_attention_dp: true`, the newer text calls that DEP; keys and values of
+    gpt-oss stay at 16 bits on Hopper ("Running the Benchmark").
+    """
     for row in table("trtllm_published_throughput.csv"):
         name, gpu = TRTLLM_MODELS[row["model"]], row["gpu"].lower()
-        ranks, spread = int(row["parallelism"].split("(")[0]), "DEP" in row["parallelism"]
+        ranks = int(row["parallelism"].split("(")[0])
         form = {"fp8": "fp8", "fp4": "nvfp4"}[row["precision"]]
         if name.startswith("gpt-oss"):
             form = "mxfp4-hopper"
         is_routed = shape(name).layers[-1].experts is not None
-        parallel = Parallel(data=ranks, expert=ranks) if spread else Parallel(tensor=ranks)
-        if is_routed and not spread and ranks > 1:
-            parallel = Parallel(tensor=ranks, expert=ranks)
+        parallel = Parallel(data=ranks, expert=ranks) if is_routed else Parallel(tensor=ranks)
         prompt, output = (float(one) for one in row["isl_osl"].split("/"))
         replica = Replica(
             shape=shape(name),
             device=device("rtx-pro-6000" if gpu == "rtx6000pro" else gpu),
             weights=FORMATS[form],
-            kv=LAYOUTS["fp8"],
+            kv=LAYOUTS["bf16" if name.startswith("gpt-oss") and gpu in ("h100", "h200") else "fp8"],
             parallel=parallel,
             max_seqs=2048,
             utilization=0.95,
@@ -241,6 +273,7 @@ def trtllm() -> Iterator[Loaded]:
             replica=replica,
             load=Load(prompt_tokens=prompt, output_tokens=output),
             output_per_s=float(row["output_tok_s"]) * (ranks if per_gpu else 1),
+            num_requests=TRTLLM_REQUESTS[row["isl_osl"]],
         )
 
 

@@ -23,6 +23,7 @@ from octavo.arch import known
 from octavo.core.limits import Limits
 from octavo.planner.capacity import Load, Replica
 from octavo.planner.formats import FORMATS
+from octavo.planner.front_end import FrontEnd
 from octavo.planner.hardware import device
 from octavo.planner.kv_layouts import LAYOUTS
 from octavo.planner.layouts import Ask
@@ -36,8 +37,12 @@ from octavo.sim.world import Deployment, simulate
 
 MODELS = ("llama-3.1-8b", "qwen3-32b", "llama-3.1-70b")
 DEVICES = ("h100", "h200")
-PER_REPLICA, MOST_REQUESTS, SKIPPED = 100, 1000, 0.2
-"""Requests simulated for each replica, at most, and the share of them before things have settled."""
+PER_REPLICA = 100
+"""Requests that are looked at for each replica, at least."""
+
+SETTLES, LOOKED_AT, DRAINS = 1.5, 2.0, 1.0
+"""Lifetimes of a request at its limits: before a batch has filled, that are looked at at least, and after the last
+arrival, when it empties again. Requests of the first and the last are simulated and left out."""
 
 NEAR_COST, NEAR_REPLICAS = 1.05, 1
 HOPELESS = 2.0
@@ -67,7 +72,7 @@ def draw(seed: int) -> Ask:
             load=Load(prompt_tokens=rng.randrange(200, 4000), output_tokens=rng.randrange(40, 400)),
             slo=Slo(ttft_s=rng.uniform(0.3, 2.0), tpot_s=rng.uniform(0.015, 0.06)),
             requests_per_s=rng.uniform(2.0, 30.0),
-            front_end_s=0.0,
+            front_end=FrontEnd(),
         )
         plans = tensor_plans(asked)
         if plans and plans[0].num_replicas <= 12:
@@ -103,10 +108,13 @@ def keeps(asked: Ask, replica: Replica, num_replicas: int, seed: int) -> bool:
         num_replicas=num_replicas,
         routing="least_loaded",
     )
-    count = min(MOST_REQUESTS, PER_REPLICA * num_replicas + 150)
+    lifetime = rate * ((asked.slo.ttft_s or 0.0) + output * (asked.slo.tpot_s or 0.0))  # in arrivals
+    before, after = round(SETTLES * lifetime), round(DRAINS * lifetime)
+    looked_at = max(round(LOOKED_AT * lifetime), PER_REPLICA * num_replicas)
+    count = before + looked_at + after
     mix = Mix(prompt=_around(prompt), output=_around(output))
     found = lines(simulate(deployment, Open(gaps=Poisson(rate), maker=Maker(mix, seed), num_requests=count)))
-    settled = found[int(SKIPPED * count) :]
+    settled = found[before : before + looked_at]
     ttft_s = statistics.fmean(one.ttft_s for one in settled if one.ttft_s is not None)
     tpot_s = statistics.fmean(one.tpot_s for one in settled if one.tpot_s is not None)
     return ttft_s <= (asked.slo.ttft_s or 0.0) and tpot_s <= (asked.slo.tpot_s or 0.0)
@@ -178,7 +186,7 @@ def bench(num_scenarios: int) -> Bench:
         figure="near_cost",
         unit="of scenarios within 5 % of the cheapest",
         better="higher",
-        shape={"scenarios": num_scenarios, "requests": MOST_REQUESTS},
+        shape={"scenarios": num_scenarios, "lifetimes": [SETTLES, LOOKED_AT, DRAINS]},
         gate=gate,
         subjects={"octavo plan serve": partial(score, num_scenarios)},
         seeds={"scenarios": list(range(num_scenarios))},

@@ -23,10 +23,20 @@ NEAR = 0.30
 SETS: dict[str, Callable[[], Iterable[Loaded]]] = {"TensorRT-LLM": trtllm, "MLPerf": mlperf}
 
 
+def output_per_s(one: Loaded) -> float:
+    """Full all the time, or over so many requests alike: as often as they fill the replica's room, and what is left
+    over by itself, each wave as long as a request in it takes."""
+    steps, room = Steps(one.replica, one.load), room_for(one.replica, one.load)
+    if one.num_requests is None:
+        return balance(steps, room).output_per_s
+    full, left = divmod(one.num_requests, int(max(1.0, room)))
+    took_s = full * balance(steps, int(max(1.0, room))).latency_s if full else 0.0
+    took_s += balance(steps, left).latency_s if left else 0.0
+    return one.num_requests * one.load.output_tokens / took_s
+
+
 def throughput_error(one: Loaded) -> float:
-    steps = Steps(one.replica, one.load)
-    made = balance(steps, room_for(one.replica, one.load))
-    return made.output_per_s / one.output_per_s - 1
+    return output_per_s(one) / one.output_per_s - 1
 
 
 def step_errors(one: Step) -> tuple[float, float]:

@@ -1,7 +1,7 @@
 """How sure a figure is: where it comes from, and between what it lies.
 
 A prediction's interval is the 5th to the 95th percentile of measured over predicted in one half of the public
-deployments; of the other half it held 89 to 92 % (`python -m benches.planner.silicon`). For a rate at the greatest load
+deployments; of the other half it held 87 to 93 % (`python -m benches.planner.silicon`). For a rate at the greatest load
 it is that of MLPerf's and TensorRT-LLM's 128 published figures (`python -m benches.planner.throughput`).
 """
 
@@ -14,12 +14,12 @@ from octavo.arch.shape import Shape
 EXACT, MEASURED, FITTED, ASSUMED, PREDICTED = "exact", "measured", "fitted", "assumed", "predicted"
 
 RATIOS = {
-    ("tpot", "dense"): (0.74, 1.31),
-    ("tpot", "moe"): (0.63, 1.45),
-    ("ttft", "dense"): (0.39, 3.64),
-    ("ttft", "moe"): (0.61, 4.52),
-    ("rate", "dense"): (0.63, 1.28),
-    ("rate", "moe"): (0.63, 1.28),
+    ("tpot", "dense"): (0.81, 1.37),
+    ("tpot", "moe"): (0.70, 1.48),
+    ("ttft", "dense"): (0.29, 2.85),
+    ("ttft", "moe"): (0.60, 3.04),
+    ("rate", "dense"): (0.72, 1.27),
+    ("rate", "moe"): (0.72, 1.27),
 }
 """(figure, kind of model) to measured over predicted, 5th and 95th percentile."""
 

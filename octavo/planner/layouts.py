@@ -10,10 +10,11 @@ from octavo.arch.shape import Shape
 from octavo.errors import ConfigError
 from octavo.planner.capacity import Load, Replica, room_for
 from octavo.planner.formats import WeightFormat
+from octavo.planner.front_end import FRONT_ENDS, FrontEnd
 from octavo.planner.hardware import Device
 from octavo.planner.kv_layouts import KvLayout
 from octavo.planner.parallel import Parallel
-from octavo.planner.slo import FRONT_END_S, Slo
+from octavo.planner.slo import Slo
 from octavo.units import format_bytes
 
 LADDER = 2**0.25
@@ -41,7 +42,7 @@ class Ask:
     max_ranks: int | None = None
     budgets: tuple[int, ...] = (8192,)
     max_seqs: int = 1024
-    front_end_s: float = FRONT_END_S["vllm"]
+    front_end: FrontEnd = FRONT_ENDS["vllm"]
     prices: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -59,6 +60,10 @@ class Ask:
                 f"prompt and output are {longest:g} tokens, and the model's positions reach "
                 f"{self.shape.max_positions}; shorten them or take another model"
             )
+
+    def front_end_s(self, step_s: float) -> float:
+        """Of a first token beside the steps, where a step takes `step_s`."""
+        return self.front_end.seconds(self.shape, self.load.prompt_tokens, step_s)
 
     def price(self, device: Device) -> float | None:
         return self.prices.get(device.name, device.usd_per_hour)

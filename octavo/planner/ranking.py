@@ -121,7 +121,7 @@ def _best(ask: Ask, replica: Replica, rungs: list[float]) -> Plan | Rejected:
     ended = "room for keys and values" if room_for(replica, ask.load) < ask.max_seqs else "max-seqs"
     for concurrency in rungs:
         made = balance(steps, concurrency)
-        missed = misses(made, ask.slo, further, ask.front_end_s)
+        missed = misses(made, ask.slo, further, ask.front_end_s(made.tpot_s))
         if missed:
             if kept is None:
                 return Rejected(
@@ -145,7 +145,7 @@ def _up_to(ask: Ask, steps: Steps, kept: Steady, missing: float) -> Steady:
     for _ in range(_REFINED):
         middle = (kept.concurrency + missing) / 2
         made = balance(steps, middle)
-        if misses(made, ask.slo, ask.load.output_tokens - 1, ask.front_end_s):
+        if misses(made, ask.slo, ask.load.output_tokens - 1, ask.front_end_s(made.tpot_s)):
             missing = middle
         elif made.requests_per_s > kept.requests_per_s:
             kept = made
@@ -171,7 +171,7 @@ def _shared(ask: Ask, steps: Steps, most: Steady, ended: str) -> Plan:
         most=most,
         limited_by=ended,
         made=made,
-        ttft_s=ttft_s(made, ask.front_end_s, ask.slo.percentile),
+        ttft_s=ttft_s(made, ask.front_end_s(made.tpot_s), ask.slo.percentile),
         tpot_s=tpot_s(made, further, ask.slo.percentile),
         usd_per_hour=None if price is None else price * count * replica.num_devices,
     )
@@ -239,7 +239,7 @@ def _excess(ask: Ask, made: Steady, given: tuple[str, ...]) -> float:
     slo, further = ask.slo, ask.load.output_tokens - 1
     worst = 0.0
     for what, limit, value in (
-        ("TTFT", slo.ttft_s, ttft_s(made, ask.front_end_s, slo.percentile)),
+        ("TTFT", slo.ttft_s, ttft_s(made, ask.front_end_s(made.tpot_s), slo.percentile)),
         ("TPOT", slo.tpot_s, tpot_s(made, further, slo.percentile)),
     ):
         if limit is None:

@@ -37,10 +37,10 @@ def step_parts(
     """Seconds of a step by PARTS.
 
     Reading weights and multiplying overlap but for where they are alike, which the cubes stand for; the time of both
-    goes to the longer one. Routed experts go the same way by themselves, and so do single tokens' and longer slices'
-    attention. Norms, rotations and activation functions read what products wrote and write what they read. Every kernel
-    waits for the one before it, which costs its launch. Products run at `precision` or what
-    the device has of it; attention always at bf16.
+    goes to the longer one. Routed experts go the same way by themselves, as fast as the busiest rank is, and so do
+    single tokens' and longer slices' attention. Norms, rotations and activation functions read what products wrote and
+    write what they read. Every kernel waits for the one before it, which costs its launch. Products run at `precision`
+    or what the device has of it; attention always at bf16.
     """
     rate, peak = device.bytes_per_s, device.rate(precision)
     kv_rate = rate * efficiency.kv
@@ -63,7 +63,7 @@ def step_parts(
         (
             "weights",
             work.expert_bytes / (rate * (efficiency.expert_weights or efficiency.weights)),
-            work.expert_flop / (peak * (efficiency.expert_linear or efficiency.linear)),
+            work.expert_skew * work.expert_flop / (peak * (efficiency.expert_linear or efficiency.linear)),
         ),
         ("kv", work.chunk_kv_read_bytes / kv_rate, work.chunk_attention_flop / attention_peak),
         (

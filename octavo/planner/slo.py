@@ -10,10 +10,6 @@ from octavo.errors import ConfigError
 from octavo.planner.capacity import Steady
 from octavo.units import format_seconds
 
-FRONT_END_S = {"vllm": 0.047, "trtllm": 0.055, "sglang": 0.271}
-"""Of a first token beside an engine's steps: HTTP, tokenizing, queues between processes. The constants with the least
-relative error of TTFT over half of 2,859 public deployments (`python -m benches.planner.silicon`)."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Slo:

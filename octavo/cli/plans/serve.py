@@ -53,9 +53,7 @@ def add_layouts(parser: argparse.ArgumentParser) -> None:
     layouts.add_argument("--max-ranks", type=int, metavar="N", help="devices of a replica [those of a node]")
     layouts.add_argument("--budget", metavar="TOKENS,...", default="8192", help="of a step [8192]")
     layouts.add_argument("--max-seqs", type=int, metavar="N", default=1024, help="in a step [1024]")
-    layouts.add_argument(
-        "--front-end", metavar="TIME", help="of a first token beside the steps [47ms, as vLLM's]"
-    )
+    layouts.add_argument("--front-end", metavar="TIME", help="of a first token beside the steps [as vLLM's]")
     layouts.add_argument(
         "--price", action="append", default=[], metavar="DEVICE=USD", help="dollars a device and hour"
     )
@@ -80,7 +78,9 @@ def run(args: argparse.Namespace) -> int:
     asked = ask(args, shape)
     made = rank(asked)
     relaxed = [] if made.plans else relax(asked)
-    pools = split(made.plans[0].replica, asked.load, asked.slo, asked.front_end_s) if made.plans else None
+    pools = (
+        split(made.plans[0].replica, asked.load, asked.slo, asked.front_end_s(0.0)) if made.plans else None
+    )
     if args.json:
         output.print_json(serve_output.as_json(name, asked, made, relaxed, pools))
     else:
@@ -101,8 +101,9 @@ def load(args: argparse.Namespace) -> Load:
 
 def ask(args: argparse.Namespace, shape: Shape) -> Ask:
     """The question the flags put. Raises ConfigError."""
+    from octavo.planner.front_end import FRONT_ENDS, FrontEnd
     from octavo.planner.layouts import Ask
-    from octavo.planner.slo import FRONT_END_S, Slo
+    from octavo.planner.slo import Slo
 
     if args.rate is None and args.concurrency is None:
         raise ConfigError("octavo plan serve needs --rate or --concurrency")
@@ -122,7 +123,9 @@ def ask(args: argparse.Namespace, shape: Shape) -> Ask:
         max_ranks=args.max_ranks,
         budgets=tuple(parse_count(word) for word in args.budget.split(",")),
         max_seqs=args.max_seqs,
-        front_end_s=FRONT_END_S["vllm"] if args.front_end is None else parse_seconds(args.front_end),
+        front_end=FRONT_ENDS["vllm"]
+        if args.front_end is None
+        else FrontEnd(request_s=parse_seconds(args.front_end)),
         prices=prices(args.price),
     )
 

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from octavo.cli import output
 from octavo.planner import certainty
+from octavo.planner.front_end import FRONT_ENDS
 from octavo.planner.ranking import lost
-from octavo.planner.slo import FRONT_END_S
 from octavo.units import format_seconds
 
 if TYPE_CHECKING:
@@ -42,9 +42,9 @@ def as_json(
             value=ask.shape.num_parameters(), basis=certainty.EXACT, source="its config"
         ).as_json(),
         "front_end_s": certainty.Figure(
-            value=ask.front_end_s,
+            value=ask.front_end_s(0.0 if best is None else best.made.tpot_s),
             basis=certainty.FITTED,
-            source="octavo.planner.slo.FRONT_END_S, or --front-end",
+            source="octavo.planner.front_end.FRONT_ENDS, or --front-end",
         ).as_json(),
         "num_layouts": made.num_layouts,
         "plans": [
@@ -112,7 +112,7 @@ def _pools(ask: Ask, best: Plan, pools: Split) -> dict[str, Any]:
         "devices": (prompts + decodes) * best.replica.num_devices,
         "ratio": pools.ratio,
         "hand_over_s": pools.hand_over_s,
-        "ttft_s": ask.front_end_s + pools.ttft_s,
+        "ttft_s": ask.front_end_s(0.0) + pools.ttft_s,
         "tpot_s": pools.tpot_s,
         "pays": prompts + decodes < best.num_replicas,
     }
@@ -148,7 +148,7 @@ def _show_best(ask: Ask, plan: Plan, pools: Split | None) -> None:
     print(f"{plan.num_replicas} x [{plan.label}]: {plan.num_devices} devices, {_hourly(plan)}\n")
     power = plan.most_watt_hours
     rows = [
-        ("TTFT", *_spread(found["ttft_s"], format_seconds), _front_end(ask)),
+        ("TTFT", *_spread(found["ttft_s"], format_seconds), _front_end(ask, plan)),
         (
             "TPOT",
             *_spread(found["tpot_s"], format_seconds),
@@ -178,9 +178,9 @@ def _demand(ask: Ask, of: str, plan: Plan) -> tuple[str, str]:
     return basis, "by Little's law" if is_rate else "as asked"
 
 
-def _front_end(ask: Ask) -> str:
-    is_default = ask.front_end_s == FRONT_END_S["vllm"]
-    return f"{format_seconds(ask.front_end_s)} of it front end, {'fitted to vLLM' if is_default else 'given'}"
+def _front_end(ask: Ask, plan: Plan) -> str:
+    basis = "fitted to vLLM" if ask.front_end == FRONT_ENDS["vllm"] else "given"
+    return f"{format_seconds(ask.front_end_s(plan.made.tpot_s))} of it front end, {basis}"
 
 
 def _spread(figure: Figure, form: Any) -> tuple[str, str, str]:
@@ -201,7 +201,7 @@ def _split(ask: Ask, plan: Plan, pools: Split | None) -> str:
         if prompts + decodes < plan.num_replicas
         else f"does not pay: {prompts + decodes} replicas, together {plan.num_replicas}"
     )
-    times = f"TTFT {format_seconds(ask.front_end_s + pools.ttft_s)}, TPOT {format_seconds(pools.tpot_s)}"
+    times = f"TTFT {format_seconds(ask.front_end_s(0.0) + pools.ttft_s)}, TPOT {format_seconds(pools.tpot_s)}"
     return f"Apart: {ratio} {verdict}; hand-over {format_seconds(pools.hand_over_s)}, {times}."
 
 
