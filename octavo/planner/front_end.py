@@ -37,7 +37,7 @@ class FrontEnd:
 FRONT_ENDS = {
     "vllm": FrontEnd(request_s=0.005, token_s=9e-6, experts_s=0.4e-3, steps=1),
     "trtllm": FrontEnd(request_s=0.025, token_s=2e-6, experts_s=0.8e-3, steps=1),
-    "sglang": FrontEnd(request_s=0.110, token_s=3e-6, experts_s=0.7e-3, steps=1),
+    "sglang": FrontEnd(request_s=0.114, token_s=3e-6, experts_s=0.6e-3, steps=1),
 }
 """By engine: the constants with the least relative error of TTFT over half of 2,800 public deployments
 (`python -m benches.planner.silicon`). All three launch a step before they read the tokens of the one before (vLLM's

@@ -19,6 +19,10 @@ from octavo.planner.parallel import ALONE, Parallel, cut, rank_tensors, stage_la
 
 ACTIVATION_BYTES = 2
 
+INDEXER_PRODUCTS, INDEXER_KERNELS = 3, 2
+"""Of an indexer in a layer: queries, keys and weights of the heads; scores of all positions, and the choice of the
+best. Source: `Indexer.forward` of DeepSeek-V3.2-Exp, inference/model.py."""
+
 SKEW_POWER = 0.25
 """Of the ranks that share routed experts: the busiest one's products take that power of their number longer than under
 balanced routing. Measured with popularities of experts that fall as their rank to the power of 1.01: from 4,096 tokens
@@ -41,7 +45,7 @@ class StepWork:
     expert_flop, expert_bytes   of `linear_flop` and `weight_bytes`, the part of routed experts
     expert_skew           what the busiest rank of those that hold experts has to do over an even share
     num_products          matrices read one after another, those of one input as one; routed experts aside
-    num_attentions        layers that attend or update a state; `num_routed` those with routed experts
+    num_attentions        kernels that attend, score, pick or update a state; `num_routed` layers with routed experts
     """
 
     num_tokens: int
@@ -201,7 +205,8 @@ class StepCounter:
 
     def _read_launches(self, layers: list[tuple[Layer, int]]) -> None:
         """Kernels that wait for one another. Matrices of a part that read the same vector are stored, and multiplied,
-        as one: queries with keys and values, gate with up."""
+        as one: queries with keys and values, gate with up. An indexer's are multiplied by themselves, and it scores
+        positions and picks some of them before attention begins."""
         self._products = 1
         self._attentions = self._routed_layers = 0
         for layer, count in layers:
@@ -210,8 +215,9 @@ class StepCounter:
                 for tensor in layer.tensors(self.shape.hidden_size)
                 if isinstance(tensor, Matrix) and not tensor.is_expert
             }
-            self._products += count * len(inputs)
-            self._attentions += count * len(layer.mixers)
+            indexers = sum(isinstance(one, LatentAttention) and one.index_heads > 0 for one in layer.mixers)
+            self._products += count * (len(inputs) + INDEXER_PRODUCTS * indexers)
+            self._attentions += count * (len(layer.mixers) + INDEXER_KERNELS * indexers)
             self._routed_layers += count * (layer.experts is not None)
 
     def work(self, slices: Iterable[Slice]) -> StepWork:

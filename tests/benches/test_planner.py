@@ -64,7 +64,7 @@ def test_rows_that_cannot_be_what_they_say_are_few_and_counted_apart() -> None:
     """With them the mean of dense TPOT misses its target; the medians hold."""
     for group, error, median, mean in (
         ("dense", silicon.tpot_error, 0.10, 0.18),
-        ("moe", silicon.tpot_error, 0.151, 0.25),
+        ("moe", silicon.tpot_error, 0.15, 0.25),
         ("dense", silicon.ttft_error, 0.25, None),
         ("moe", silicon.ttft_error, 0.25, None),
     ):

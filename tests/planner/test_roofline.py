@@ -371,6 +371,8 @@ def test_launches_are_counted_once_for_matrices_of_one_input() -> None:
     assert counts("mixtral-8x7b") == (3 * 32 + 1, 32, 32)  # qkv, o, router
     # down to two latents, up from each, o; 3 dense networks; 58 routers and shared experts
     assert counts("deepseek-v3") == (4 * 61 + 2 * 3 + 3 * 58 + 1, 61, 58)
+    # and the indexer's queries, keys and weights, its scores and its choice
+    assert counts("deepseek-v3.2") == (7 * 61 + 2 * 3 + 3 * 58 + 1, 3 * 61, 58)
     held = efficiency("h100-sxm", "bf16")
     work = step_work(known.shape("mixtral-8x7b"), decodes(1, 10))
     assert launch_seconds(work, held) == pytest.approx(97 * 3.9e-6 + 32 * 13e-6 + 32 * 46e-6)
