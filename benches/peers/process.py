@@ -15,10 +15,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from benches.harness import OtherLoad
-from benches.peers.drivers.common import Job, Task, Workload
+from benches.peers.drivers.common import Job, Task, Workload, how_it_ended
 from benches.peers.subjects import ROOT, Subject
 from benches.workloads import Shape
 from octavo.arch import Arch
@@ -105,20 +105,34 @@ def run(
         task.write(task_path)
         load = OtherLoad()
         with (output or Path(os.devnull)).open("ab") as log:
-            process = subprocess.Popen(
-                subject.command(task_path, events),
-                cwd=ROOT,
-                env=subject.variables(task.kv_gib),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
+            process = start(subject.command(task_path, events), subject.variables(task.kv_gib), log)
             ended = _wait(process, timeout_s)
         lines = [json.loads(line) for line in events.read_text().splitlines()] if events.exists() else []
     outcome = read(lines, ended)
     outcome.other_cores = load.cores()
     return outcome
+
+
+def start(command: Sequence[str], variables: Mapping[str, str], log: IO[bytes]) -> subprocess.Popen[bytes]:
+    """A process with a group of its own; what it prints goes to `log`."""
+    return subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=variables,
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=log,
+        start_new_session=True,
+    )
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """End a process and everything of its group: asked first, then made to."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
+            os.killpg(process.pid, number)
+            process.wait(STOP_WITHIN_S)
+    process.wait()
 
 
 def _wait(process: subprocess.Popen[bytes], timeout_s: float) -> str | None:
@@ -129,15 +143,7 @@ def _wait(process: subprocess.Popen[bytes], timeout_s: float) -> str | None:
     except subprocess.TimeoutExpired:
         return f"not done within {timeout_s:g} s"
     finally:
-        for number in (signal.SIGTERM, signal.SIGKILL):
-            with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
-                os.killpg(process.pid, number)
-                process.wait(STOP_WITHIN_S)
-        process.wait()
-
-
-def how_it_ended(code: int) -> str:
-    return f"died of {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        end(process)
 
 
 def wait_for_quiet(patience_s: float, others: Callable[[], float | None] | None = None) -> None:

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 import msgspec
 
@@ -30,7 +31,15 @@ from octavo.arch import Arch
 from octavo.engine.limits import MachineLimits, measure_machine
 from octavo.errors import OctavoError
 
-Ask = Callable[[Subject, Sequence[Shape], int], Outcome]
+
+class Question(Protocol):
+    """What subjects are asked: a workload, or a window of one."""
+
+    @property
+    def id(self) -> str: ...
+
+
+Q = TypeVar("Q", bound=Question)
 
 
 @dataclass
@@ -41,7 +50,7 @@ class Session:
     outcomes: dict[tuple[str, str], list[Outcome]] = field(default_factory=dict)
     failures: dict[tuple[str, str, str], str] = field(default_factory=dict)
 
-    def wanted(self, subject: Subject, asked: Sequence[Shape]) -> list[Shape]:
+    def wanted(self, subject: Subject, asked: Sequence[Q]) -> list[Q]:
         """What a subject is still to be asked."""
         who = (subject.name, subject.precision)
         for shape in asked:
@@ -50,7 +59,7 @@ class Session:
                 self.failures.setdefault((*who, shape.id), limited)
         return [shape for shape in asked if (*who, shape.id) not in self.failures]
 
-    def add(self, subject: Subject, wanted: Sequence[Shape], outcome: Outcome) -> None:
+    def add(self, subject: Subject, wanted: Sequence[Question], outcome: Outcome) -> None:
         """What a subject made of the workloads it was asked."""
         who = (subject.name, subject.precision)
         self.outcomes.setdefault(who, []).append(outcome)
@@ -150,9 +159,9 @@ def scaled(shape: Shape, scale: float) -> Shape:
 
 def rounds(
     subjects: Sequence[Subject],
-    asked: Sequence[Shape],
+    asked: Sequence[Q],
     count: int,
-    ask: Ask,
+    ask: Callable[[Subject, Sequence[Q], int], Outcome],
     limits: Callable[[], MachineLimits],
     log: Callable[..., None],
 ) -> Session:
@@ -170,9 +179,9 @@ def rounds(
 def _turn(
     session: Session,
     subject: Subject,
-    asked: Sequence[Shape],
+    asked: Sequence[Q],
     number: int,
-    ask: Ask,
+    ask: Callable[[Subject, Sequence[Q], int], Outcome],
     log: Callable[..., None],
 ) -> None:
     wanted = session.wanted(subject, asked)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import csv
 import functools
 import json
 import os
@@ -27,6 +26,7 @@ import httpx
 from benches import harness
 from benches.harness import Bench, Figures, GateFailed, Settings
 from benches.record import slug
+from benches.serving import trace
 from octavo.cli import load
 from octavo.cli.load import Ask, Outcome, Slo, Target
 from octavo.errors import OctavoError
@@ -44,7 +44,6 @@ DEADLINE_FACTOR = 4.0
 VICTIM_SHARE, FLOOD, FLOOD_PROMPT = 0.2, 10.0, 1200
 BATCH_LINES = 4000
 RATES = (0.5, 0.8, 1.0, 1.2)
-TRACE = "traces/azure_llm_2023_conv.csv"
 LONGEST_PROMPT, LONGEST_OUTPUT = 1500, 256
 STREAMS, STREAM_TOKENS, LONE_REQUESTS = 32, 3000, 200
 VICTIM, FLOODER = "key-of-the-victim", "key-of-the-flooder"
@@ -397,7 +396,7 @@ def _tokens(served: Served) -> float:
 
 
 def s1(_: Settings) -> Bench:
-    lengths = _trace_lengths()
+    lengths = trace.lengths(LONGEST_PROMPT, LONGEST_OUTPUT)
     return Bench(
         question="S1: how are times and goodput at 0.5, 0.8, 1.0 and 1.2 of capacity, lengths from a public trace?",
         slug=slug("http s1 quire"),
@@ -406,7 +405,7 @@ def s1(_: Settings) -> Bench:
         better="higher",
         shape=_shape(
             rates=RATES,
-            trace=TRACE if _trace_file().exists() else "drawn",
+            trace=trace.source(),
             longest=(LONGEST_PROMPT, LONGEST_OUTPUT),
             prompt_tokens=None,
         ),
@@ -420,28 +419,9 @@ def s1(_: Settings) -> Bench:
     )
 
 
-def _trace_file() -> Path:
-    folder = os.environ.get("OCTAVO_SHARED_DATA") or str(
-        Path(__file__).resolve().parents[3] / "shared" / "data"
-    )
-    return Path(folder) / TRACE
-
-
-def _trace_lengths() -> list[tuple[int, int]]:
-    """Prompt and output tokens of requests: of the trace where it is, else drawn to be about as long as its are."""
-    path = _trace_file()
-    if path.exists():
-        with path.open(newline="") as lines:
-            rows = [(int(row["ContextTokens"]), int(row["GeneratedTokens"])) for row in csv.DictReader(lines)]
-    else:
-        rng = random.Random(6)
-        rows = [(int(rng.lognormvariate(7.0, 0.6)), int(rng.lognormvariate(5.3, 0.5))) for _ in range(2000)]
-    return [(max(min(prompt, LONGEST_PROMPT), 1), max(min(out, LONGEST_OUTPUT), 2)) for prompt, out in rows]
-
-
 @functools.cache
 def _trace_capacity() -> float:
-    lengths = _trace_lengths()
+    lengths = trace.lengths(LONGEST_PROMPT, LONGEST_OUTPUT)
     with _model() as (_, target, pool):
         rng = random.Random(8)
         asks = [

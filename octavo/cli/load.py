@@ -14,12 +14,12 @@ import random
 import time
 import urllib.parse
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from octavo.errors import ConfigError
 
-PATH = "/v1/completions"
 LONGEST_S = 600.0
 """An answer that takes longer has failed."""
 TEXT = (
@@ -61,6 +61,14 @@ class Outcome:
     code: str | None = None
     retry_after_s: float | None = None
 
+    def token_came(self, now_s: float) -> None:
+        """One, or several at once."""
+        if self.first_s is None:
+            self.first_s = now_s
+        else:
+            self.gaps_s.append(now_s - self.last_s)
+        self.last_s = now_s
+
     @property
     def ttft_s(self) -> float:
         return math.inf if self.first_s is None else self.first_s - self.sent_s
@@ -85,6 +93,46 @@ class Slo:
 
 
 @dataclass(frozen=True, slots=True)
+class Dialect:
+    """How a server is asked, and what the events of its streams say.
+
+    body  the fields of a request, `more` left out
+    note  puts what an event says into the outcome; the last argument is when it came, in seconds after the start.
+          True: it was the last. In every dialect `[DONE]` is the last, and a stream that closes before it is lost
+    """
+
+    path: str
+    body: Callable[[Ask], dict[str, object]]
+    note: Callable[[Outcome, Mapping[str, Any], float], bool]
+
+
+def _openai_body(ask: Ask) -> dict[str, object]:
+    return {
+        "prompt": ask.prompt,
+        "max_tokens": ask.num_output_tokens,
+        "ignore_eos": True,
+        "temperature": 0,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+
+
+def _openai_note(outcome: Outcome, told: Mapping[str, Any], now_s: float) -> bool:
+    """A token without text is seen only where `return_token_ids` has been asked for."""
+    if "error" in told:
+        outcome.code = str(told["error"].get("code") or "error")
+        return False
+    if told.get("usage"):
+        outcome.num_tokens = told["usage"]["completion_tokens"]
+    if told["choices"] and (told["choices"][0].get("text") or told["choices"][0].get("token_ids")):
+        outcome.token_came(now_s)
+    return False
+
+
+OPENAI = Dialect("/v1/completions", _openai_body, _openai_note)
+
+
+@dataclass(frozen=True, slots=True)
 class Target:
     """Where requests go. Raises ConfigError for an address that is none."""
 
@@ -92,6 +140,7 @@ class Target:
     port: int
     model: str | None = None
     key: str | None = None
+    dialect: Dialect = OPENAI
 
     @classmethod
     def of(cls, url: str, model: str | None = None, key: str | None = None) -> Target:
@@ -171,15 +220,7 @@ async def run_closed(target: Target, asks: Sequence[Ask], concurrency: int) -> l
 
 
 async def _answered(target: Target, ask: Ask, start_s: float) -> Outcome:
-    body: dict[str, object] = {
-        "prompt": ask.prompt,
-        "max_tokens": ask.num_output_tokens,
-        "ignore_eos": True,
-        "temperature": 0,
-        "stream": True,
-        "stream_options": {"include_usage": True},
-        **ask.more,
-    }
+    body = {**target.dialect.body(ask), **ask.more}
     if target.model is not None:
         body["model"] = target.model
     encoded = json.dumps(body).encode()
@@ -188,8 +229,8 @@ async def _answered(target: Target, ask: Ask, start_s: float) -> Outcome:
     try:
         async with asyncio.timeout(LONGEST_S):
             reader, writer = await asyncio.open_connection(target.host, target.port)
-            writer.write(target.head(PATH, len(encoded), ask.key) + encoded)
-            await _follow(reader, outcome, start_s)
+            writer.write(target.head(target.dialect.path, len(encoded), ask.key) + encoded)
+            await _follow(reader, outcome, start_s, target.dialect)
     except TimeoutError:
         outcome.code = LATE
     except (OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
@@ -201,7 +242,7 @@ async def _answered(target: Target, ask: Ask, start_s: float) -> Outcome:
     return outcome
 
 
-async def _follow(reader: asyncio.StreamReader, outcome: Outcome, start_s: float) -> None:
+async def _follow(reader: asyncio.StreamReader, outcome: Outcome, start_s: float, dialect: Dialect) -> None:
     status, headers = await _head(reader)
     if status != 200:
         outcome.code, _ = _error(await _body(reader, headers), status)
@@ -212,7 +253,7 @@ async def _follow(reader: asyncio.StreamReader, outcome: Outcome, start_s: float
     while True:
         part = await _chunk(reader)
         if not part:
-            outcome.code = outcome.code or LOST  # a clean close without [DONE]
+            outcome.code = outcome.code or LOST  # a clean close before the last event
             return
         rest += part
         *events, rest = rest.split(b"\n\n")
@@ -220,23 +261,8 @@ async def _follow(reader: asyncio.StreamReader, outcome: Outcome, start_s: float
         for event in events:
             if event == b"data: [DONE]":
                 return
-            _note(outcome, event, now_s)
-
-
-def _note(outcome: Outcome, event: bytes, now_s: float) -> None:
-    if not event.startswith(b"data: "):
-        return
-    told = json.loads(event[6:])
-    if "error" in told:
-        outcome.code = told["error"].get("code") or "error"
-    elif not told["choices"]:
-        outcome.num_tokens = told["usage"]["completion_tokens"]
-    elif told["choices"][0].get("text"):
-        if outcome.first_s is None:
-            outcome.first_s = now_s
-        else:
-            outcome.gaps_s.append(now_s - outcome.last_s)
-        outcome.last_s = now_s
+            if event.startswith(b"data: ") and dialect.note(outcome, json.loads(event[6:]), now_s):
+                return
 
 
 async def _whole(reader: asyncio.StreamReader) -> tuple[int, dict[str, str], bytes]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from benches.harness import GateFailed, Settings
-from benches.serving import http
+from benches.serving import http, trace
 from octavo.cli.load import Ask, Outcome
 
 
@@ -14,7 +14,7 @@ def test_every_question_can_be_asked_without_the_trace(monkeypatch, tmp_path):
     for make in http.QUESTIONS.values():
         bench = make(Settings())
         assert len(bench.subjects) >= 1
-    lengths = http._trace_lengths()
+    lengths = trace.lengths(http.LONGEST_PROMPT, http.LONGEST_OUTPUT)
     assert http.s1(Settings()).shape["trace"] == "drawn"
     assert all(
         1 <= prompt <= http.LONGEST_PROMPT and 2 <= out <= http.LONGEST_OUTPUT for prompt, out in lengths

@@ -18,10 +18,10 @@ import torch
 from benches.peers import environments, models, process, report
 from benches.peers import rounds as peer_rounds
 from benches.peers.drivers import common, llama_server
-from benches.peers.drivers.common import Answer, Job, Progress, Task, Workload
+from benches.peers.drivers.common import Answer, Job, Progress, Task, Workload, how_it_ended
 from benches.peers.environments import ENVIRONMENTS, cpu_only
 from benches.peers.folders import tensor_shapes
-from benches.peers.process import Outcome, Plan, how_it_ended, nameless
+from benches.peers.process import Outcome, Plan, nameless
 from benches.peers.rounds import Session, rounds, scaled
 from benches.peers.subjects import MODELS, OURS, PRECISIONS, ROOT, SUBJECTS, Subject, chosen
 from benches.peers.vllm_weights import int4, int8

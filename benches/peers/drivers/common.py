@@ -6,8 +6,12 @@ the engine is ready, one per workload, and one that says why when it fails.
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
+import signal
+import socket
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +20,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, Protocol
 
+HOST = "127.0.0.1"
+ASK_HEALTH_EVERY_S = 0.1
 FORGET_PEAK = "5"  # proc(5), clear_refs: forget the peak resident size
 
 
@@ -212,3 +218,31 @@ def peak_bytes(pid: int) -> int:
             if line.startswith("VmHWM:"):
                 total += int(line.split()[1]) * 1024
     return total
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind((HOST, 0))
+        return int(one.getsockname()[1])
+
+
+def until_healthy(server: subprocess.Popen[bytes], port: int, within_s: float) -> None:
+    """Until GET /health of a server on the loopback is 200. Raises RuntimeError when it ends, or takes too long."""
+    until_s = time.monotonic() + within_s
+    while time.monotonic() < until_s:
+        code = server.poll()
+        if code is not None:
+            raise RuntimeError(how_it_ended(code))
+        try:
+            connection = http.client.HTTPConnection(HOST, port, timeout=5)
+            connection.request("GET", "/health")
+            if connection.getresponse().status == 200:
+                return
+        except (OSError, http.client.HTTPException):
+            pass
+        time.sleep(ASK_HEALTH_EVERY_S)
+    raise RuntimeError(f"not ready within {within_s:g} s")
+
+
+def how_it_ended(code: int) -> str:
+    return f"died of {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"

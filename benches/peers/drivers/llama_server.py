@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import http.client
 import json
-import socket
 import subprocess
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from benches.peers.drivers.common import Answer, Job, Task, Workload, drive
+from benches.peers.drivers.common import HOST, Answer, Job, Task, Workload, drive, free_port, until_healthy
 
-HOST = "127.0.0.1"
+PATH, HEADERS = "/completion", {"Content-Type": "application/json"}
 SLOTS_OF_A_COMMON_PREFIX = 4  # each slot computes the prefix for itself
 READY_WITHIN_S = 300.0
 STOP_WITHIN_S = 20.0
@@ -28,25 +27,10 @@ class LlamaServer:
         self._port = free_port()
         self._server = subprocess.Popen(command(task, workloads, self._port))
         try:
-            self._wait()
+            until_healthy(self._server, self._port, READY_WITHIN_S)
         except BaseException:
             self.close()
             raise
-
-    def _wait(self) -> None:
-        until_s = time.monotonic() + READY_WITHIN_S
-        while time.monotonic() < until_s:
-            if self._server.poll() is not None:
-                raise RuntimeError(f"llama-server ended with {self._server.returncode}")
-            try:
-                connection = http.client.HTTPConnection(HOST, self._port, timeout=5)
-                connection.request("GET", "/health")
-                if connection.getresponse().status == 200:
-                    return
-            except OSError:
-                pass
-            time.sleep(0.1)
-        raise RuntimeError(f"llama-server was not ready within {READY_WITHIN_S:g} s")
 
     def run(self, jobs: Sequence[Job]) -> list[Answer]:
         with ThreadPoolExecutor(len(jobs)) as pool:
@@ -54,11 +38,7 @@ class LlamaServer:
 
     def _answer(self, job: Job) -> Answer:
         connection = http.client.HTTPConnection(HOST, self._port)
-        body = {
-            "prompt": job.prompt, "n_predict": job.num_output_tokens, "ignore_eos": True, "temperature": 0.0,
-            "samplers": ["top_k"], "top_k": 1, "cache_prompt": True, "stream": True, "return_tokens": True,
-        }  # fmt: skip
-        connection.request("POST", "/completion", json.dumps(body), {"Content-Type": "application/json"})
+        connection.request("POST", PATH, json.dumps(body(job.prompt, job.num_output_tokens)), HEADERS)
         response = connection.getresponse()
         if response.status != 200:
             raise RuntimeError(f"llama-server answered {response.status}: {response.read(200)!r}")
@@ -89,6 +69,14 @@ class LlamaServer:
             self._server.wait()
 
 
+def body(prompt: Sequence[int], num_output_tokens: int) -> dict[str, object]:
+    """The fields of one request."""
+    return {
+        "prompt": prompt, "n_predict": num_output_tokens, "ignore_eos": True, "temperature": 0.0,
+        "samplers": ["top_k"], "top_k": 1, "cache_prompt": True, "stream": True, "return_tokens": True,
+    }  # fmt: skip
+
+
 def slots(workload: Workload) -> int:
     """Requests served side by side."""
     count = len(workload.jobs)
@@ -104,12 +92,6 @@ def command(task: Task, workloads: Sequence[Workload], port: int) -> list[str]:
         "--port", str(port), "-np", str(count), "-c", str(each * count),
         "--threads-http", str(task.max_num_seqs + 2), *task.options.get("flags", []),
     ]  # fmt: skip
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind((HOST, 0))
-        return int(one.getsockname()[1])
 
 
 def start(task: Task, workloads: Sequence[Workload]) -> LlamaServer:
