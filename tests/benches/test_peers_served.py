@@ -338,6 +338,16 @@ def test_servers_listen_on_the_loopback_and_hold_all_seats(one: Subject, tmp_pat
         assert option(words, "--data-dir") == str(tmp_path)
 
 
+def test_the_two_processes_of_vllm_share_the_cores() -> None:
+    offline, served_over_http = VLLM.variables(1), FRONTS["vllm_cpu"].variables(VLLM, made_task(VLLM))
+    assert (offline["KMP_BLOCKTIME"], served_over_http["KMP_BLOCKTIME"]) == ("200", "1")
+    assert "KMP_AFFINITY" in offline
+    assert "KMP_AFFINITY" not in served_over_http
+    assert served_over_http["VLLM_CPU_KVCACHE_SPACE"] == "1"
+    assert served_over_http["OMP_NUM_THREADS"] == "2"
+    assert FRONTS["octavo_llm"].variables(OCTAVO, made_task(OCTAVO)) == OCTAVO.variables(1)
+
+
 def test_subjects_are_those_with_a_server() -> None:
     names = [one.name for one in servers.served(["int8"])]
     assert names == [OURS, "llama.cpp-q8_0", "vllm-w8a8"]
