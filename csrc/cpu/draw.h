@@ -125,7 +125,7 @@ inline float not_above(double x) {
 // -log(-log u), so 1 - u <= 1 - exp(-exp(value - best)) <= exp(value - best) must hold: a bound that costs no logarithm
 // and that few tokens meet.
 size_t highest_score(const Field& field, uint64_t key, float top) {
-  double best = static_cast<double>(top) - kLeastNoise;
+  double best = std::nextafter(static_cast<double>(top) - kLeastNoise, -1e300);  // below the top's own, however large it is
   size_t at = 0;
   for (size_t first = 0; first < field.n; first += kNoiseBlock) {
     alignas(64) int32_t rest[kNoiseBlock];  // 1 - u in units of 2^-31, rounded down
