@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import signal
+import os
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -33,10 +33,10 @@ COMMANDS = {
     "config": "resolved settings and where they came from",
 }
 
-DONE, WRONG_ARGUMENTS, NOT_LOADED, FAILED, INTERRUPTED = 0, 2, 3, 4, 130
+DONE, WRONG_ARGUMENTS, NOT_LOADED, FAILED, INTERRUPTED, UNREAD = 0, 2, 3, 4, 130, 141
 
 _EPILOG = """exit codes: 0 done, 2 wrong arguments or configuration, 3 the model could not be loaded,
-4 the work failed, 130 interrupted. `octavo COMMAND --help` shows a command's flags."""
+4 the work failed, 130 interrupted, 141 nobody reads the output. `octavo COMMAND --help` shows a command's flags."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -69,8 +69,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run() -> NoReturn:
     """Entry point of the installed command."""
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-    sys.exit(main())
+    try:
+        try:
+            code = main()
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever read the output has gone. The signal that says so would also end a server whose client has.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = UNREAD
+    sys.exit(code)
 
 
 def _overview(args: Sequence[str]) -> int:

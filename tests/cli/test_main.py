@@ -202,3 +202,35 @@ def test_progress_is_a_bar_on_a_terminal():
         bar.advance(2)
     assert "prompts" in stream.getvalue()
     assert "{" not in stream.getvalue()
+
+
+def test_output_that_nobody_reads_ends_quietly() -> None:
+    command = subprocess.Popen(
+        [sys.executable, "-m", "octavo", "plan", "memory", "qwen3-0.6b"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert command.stdout is not None
+    assert command.stderr is not None
+    command.stdout.close()
+    assert command.stderr.read() == b""
+    assert command.wait(60) == cli.UNREAD
+
+
+def test_a_client_that_has_gone_ends_no_command() -> None:
+    """A closed socket is an error to be handled, not a signal that ends the process."""
+    code = """
+import socket
+from octavo.cli import main as cli
+ours, theirs = socket.socketpair()
+theirs.close()
+def command():
+    try:
+        ours.send(b"x")
+    except BrokenPipeError:
+        return 7
+cli.main = command
+cli.run()
+"""
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60).returncode == 7
