@@ -41,9 +41,6 @@ inline __m512i simulated_cvtepu16_epi32(__m256i x) {
 inline __m256i simulated_cvtepi32_epi16(__m512i x) {
   return simulated<__m256i, uint32_t>(x, [](uint32_t lane, int) { return static_cast<uint16_t>(lane); });
 }
-inline __m512i simulated_maskz_slli_epi32(unsigned mask, __m512i x, unsigned count) {
-  return simulated<__m512i, uint32_t>(x, [&](uint32_t lane, int i) { return (mask >> i & 1u) != 0 && count < 32 ? lane << count : 0u; });
-}
 
 // Two multiply-adds in every lane, of the second of each pair and then of the first, with numbers below the normal ones
 // taken, and given, as 0 (Intel SDM volume 2, VDPBF16PS).
@@ -68,7 +65,6 @@ inline __m512 simulated_dpbf16_ps(__m512 sum, __m512i line, __m512i x) {
 #define _mm512_cvtepi32_ps simulated_cvtepi32_ps
 #define _mm512_cvtepu16_epi32 simulated_cvtepu16_epi32
 #define _mm512_cvtepi32_epi16 simulated_cvtepi32_epi16
-#define _mm512_maskz_slli_epi32 simulated_maskz_slli_epi32
 
 }  // namespace
 }  // namespace octavo::cpu
