@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benches.harness import Bench, GateFailed
+from benches.harness import Bench, GateFailed, Subject
 from benches.kernels import trial
 from octavo.engine.measure import MachineLimits
 from octavo.kernels.native import module
@@ -122,6 +122,9 @@ def _bench(
             "logits_read_share": logits.nbytes / call_s / limits.read_bytes_per_s,
         }
 
+    def subject(call: Callable[[], Any]) -> Subject:
+        return trial.timed(lambda _: call(), beside)
+
     return Bench(
         question=question,
         slug=f"{slug}-x-{args.vocab}",
@@ -130,7 +133,7 @@ def _bench(
         better="lower",
         shape={"N": len(logits), "V": args.vocab, "spread": args.spread, "dtype": "float32"},
         gate=gate,
-        subjects={name: trial.timed(lambda _, call=call: call(), beside) for name, call in calls.items()},  # type: ignore[misc]
+        subjects={name: subject(call) for name, call in calls.items()},
         seeds={"logits": SEED},
     )
 

@@ -1,6 +1,6 @@
 """From logits to tokens for all rows of a step at once, without waiting for the device.
 
-The draws are those of `sampler.sample_row`: the same order of application, the same noise. A job's result depends on
+The draws are those of `sampler.sample_rows`: the same order of application, the same noise. A job's result depends on
 nothing but the job: sums over the vocabulary are taken as whole numbers, which no order and no company can change, and
 everything else goes element by element. Nothing here reads from the device until `Drawn.read`, and that is one
 transfer.

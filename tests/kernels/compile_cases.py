@@ -24,6 +24,7 @@ from triton.backends.nvidia import compiler
 from triton.runtime import driver
 
 import octavo.kernels
+from functools import partial
 from octavo.kernels.kv_store.fp8 import Fp8Blocks, block_bytes
 from octavo.kernels.linear import FORMATS, Codes
 from octavo.kernels.triton import Launch, recorded
@@ -207,14 +208,14 @@ def test_attention(model: str, dtype: torch.dtype, is_fp8: bool) -> None:
 @pytest.mark.parametrize(("model", "dtype"), CASES)
 def test_products(model: str, dtype: torch.dtype) -> None:
     for num_rows in (1, 96, 4096):
-        print("\n".join(compiled(lambda n=num_rows: products(SHAPES[model], dtype, n))))  # type: ignore[misc]
+        print("\n".join(compiled(partial(products, SHAPES[model], dtype, num_rows))))
 
 
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize(("model", "dtype"), CASES)
 def test_products_with_codes(model: str, dtype: torch.dtype, format: str) -> None:
     for num_rows in (1, 96, 4096):
-        print("\n".join(compiled(lambda n=num_rows: products(SHAPES[model], dtype, n, format))))  # type: ignore[misc]
+        print("\n".join(compiled(partial(products, SHAPES[model], dtype, num_rows, format))))
 
 
 @pytest.mark.parametrize(("model", "dtype"), CASES)
