@@ -10,6 +10,7 @@ import re
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from tempfile import NamedTemporaryFile
@@ -24,7 +25,6 @@ from triton.backends.nvidia import compiler
 from triton.runtime import driver
 
 import octavo.kernels
-from functools import partial
 from octavo.kernels.kv_store.fp8 import Fp8Blocks, block_bytes
 from octavo.kernels.linear import FORMATS, Codes
 from octavo.kernels.triton import Launch, recorded
