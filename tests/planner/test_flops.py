@@ -6,11 +6,12 @@ from itertools import product
 
 import pytest
 
-from octavo.arch import Shape, known
+from octavo.arch import known
 from octavo.arch.mixers import Attention, LatentAttention
 from octavo.errors import ConfigError
 from octavo.planner import flops
 from octavo.planner.flops import causal_pairs
+from tests.planner.mpt import SIZES, shape_of
 from tests.shared_data import document, rows
 
 GOLDEN = {
@@ -142,25 +143,14 @@ def test_utilisation_as_llm_foundry_prints_it() -> None:
     assert 100 * flop * 10643 / 989e12 == pytest.approx(46.44, abs=0.1)
 
 
-SIZES = {  # MosaicML llm-foundry, scripts/train/yamls/pretrain/mpt-*.yaml: (layers, width, heads)
-    "125m": (12, 768, 12), "350m": (24, 1024, 16), "760m": (24, 1536, 12), "1b": (24, 2048, 16), "3b": (32, 2560, 20),
-    "7b": (32, 4096, 32), "13b": (40, 5120, 40), "30b": (48, 7168, 56), "70b": (80, 8192, 64),
-}  # fmt: skip
-
-
 def test_every_published_utilisation_of_mpt() -> None:
     """Model-FLOP utilisation of 216 training runs to 0.1 point, from their tokens per second alone; and their number
-    of parameters from the shape, with biases and with learned positions as long as the sequences."""
+    of parameters from the shape."""
     peaks = {"h100_80gb": 989e12, "a100_80gb": 312e12, "a100_40gb": 312e12}
     errors = []
     for row in rows("reference/mpt_training_throughput.csv"):
-        layers, width, heads = SIZES[row["model"]]
-        length = int(row["seq_len"])
-        config = {
-            "model_type": "mpt", "d_model": width, "n_heads": heads, "n_layers": layers, "max_seq_len": length,
-            "vocab_size": 50368, "no_bias": False, "attn_config": {"alibi": False},
-        }  # fmt: skip
-        shape = Shape.from_config(config)
+        layers, width, _ = SIZES[row["model"]]
+        length, shape = int(row["seq_len"]), shape_of(row)
         assert shape.num_parameters() == int(row["num_params"])
         flop = flops.full_attention_flop_per_token(shape.num_parameters(), layers, width, length)
         peak = peaks[row["gpu"]] * (2 if "fp8" in row["precision"] else 1)

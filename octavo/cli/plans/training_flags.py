@@ -21,7 +21,9 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--precision", default="bf16", help="of the products in training (default %(default)s)"
     )
-    parser.add_argument("--mfu", type=float, help="useful FLOPs over peak (default 0.40, an assumption)")
+    parser.add_argument(
+        "--mfu", type=float, help="useful FLOPs over peak (default: measured on such devices, else 0.40)"
+    )
     parser.add_argument(
         "--price", type=float, metavar="USD", help="of a device-hour (default: the device's, an assumption)"
     )
@@ -39,13 +41,13 @@ def add(parser: argparse.ArgumentParser) -> None:
 def fleet(args: argparse.Namespace) -> Fleet:
     """Raises ConfigError."""
     from octavo.planner.hardware import device
-    from octavo.planner.train_cost import MFU, Fleet
+    from octavo.planner.train_cost import Fleet
 
     return Fleet(
         device=device(args.device),
         num_devices=args.devices,
         precision=args.precision,
-        mfu=MFU if args.mfu is None else args.mfu,
+        mfu=args.mfu,
         usd_per_hour=args.price,
     )
 
@@ -55,7 +57,7 @@ def fleet_json(fleet: Fleet) -> dict[str, object]:
         "device": fleet.device.name,
         "num_devices": fleet.num_devices,
         "precision": fleet.precision,
-        "mfu": fleet.mfu,
+        "mfu": fleet.utilization,
         "flop_per_s": fleet.flop_per_s * fleet.num_devices,
         "usd_per_device_hour": fleet.price_usd,
     }
@@ -77,7 +79,7 @@ def describe(bill: TrainCost, fleet: Fleet) -> str:
 
     days = bill.wall_s / DAY_S
     wall = f"{days:,.0f} days" if days >= 10 else format_seconds(bill.wall_s)
-    told = f"{fleet.num_devices} x {fleet.device.name} at MFU {fleet.mfu:g}: {wall}"
+    told = f"{fleet.num_devices} x {fleet.device.name} at MFU {fleet.utilization:g}: {wall}"
     told += f", {format_count(bill.device_hours)} device-hours"
     if bill.usd is not None:
         told += f", ${bill.usd:,.{0 if bill.usd >= 100 else 2}f} at ${fleet.price_usd:g} an hour"

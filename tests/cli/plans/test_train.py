@@ -13,7 +13,9 @@ def run_json(capsys, *argv):
 
 
 def test_a_size_alone(capsys):
-    told = run_json(capsys, "--params", "70B", "--tokens", "1.4T", "--devices", "1024", "--price", "2")
+    told = run_json(
+        capsys, "--params", "70B", "--tokens", "1.4T", "--devices", "1024", "--price", "2", "--mfu", "0.4"
+    )
     assert told["bill"]["flop"] == pytest.approx(6 * 70e9 * 1.4e12)
     hours = told["bill"]["flop"] / (989e12 * 0.40) / 3600
     assert told["bill"]["device_hours"] == pytest.approx(hours)
@@ -62,7 +64,7 @@ def test_text(capsys):
     assert main(["plan", "train", "--params", "7B", "--tokens", "15T", "--devices", "512"]) == 0
     text = capsys.readouterr().out
     assert "7.00B parameters, 15.0T tokens" in text
-    assert "512 x h100-sxm at MFU 0.4: 36 days" in text
+    assert "512 x h100-sxm at MFU 0.387: 37 days" in text
     assert "by corrected: 2142.9 tokens a parameter" in text
     assert "octavo plan design --served-tokens weighs that" in text
 
