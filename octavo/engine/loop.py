@@ -8,72 +8,29 @@ step n+1 is also launched then, and finds step n's tokens there.
 from __future__ import annotations
 
 import hashlib
-from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 from octavo.codec.tokenizer import Tokenizer
-from octavo.core.cache import Counters
 from octavo.core.pages import Pages, pages
 from octavo.core.scheduler import Scheduler
 from octavo.core.sequence import Request, SamplingParams
-from octavo.core.step import Event, Finished, Forked, Held, Preempted, Step, StepResult, Token
+from octavo.core.step import Step, StepResult
 from octavo.core.turns import TurnTaker
 from octavo.decode.beam import BeamSearch
 from octavo.decode.grammar import Compiled, Grammars
 from octavo.engine.checks import bad_words_of, check_request, check_types
 from octavo.engine.costs import StepCosts
-from octavo.engine.outputs import RequestEnded, RequestMetrics, Update
+from octavo.engine.counts import Counts, StepTimes
+from octavo.engine.outputs import RequestMetrics, Update
 from octavo.engine.resume import take_up
+from octavo.engine.telling import Teller
 from octavo.engine.tracking import Tracked
 from octavo.errors import Bug, RequestError
 from octavo.exec.executor import Executor, Launched, LaunchingExecutor, Start
-from octavo.exec.runner import Payload
-from octavo.link.frames import STEP_BUCKETS_S, TOKEN_BUCKETS, Progress
-
-
-@dataclass(slots=True)
-class StepTimes:
-    """How long forward passes took, from launch to result, and how many tokens they had.
-
-    counts        by duration, in the buckets of STEP_BUCKETS_S and above
-    token_counts  by tokens, in those of TOKEN_BUCKETS and above
-    """
-
-    counts: list[int] = field(default_factory=lambda: [0] * (len(STEP_BUCKETS_S) + 1))
-    token_counts: list[int] = field(default_factory=lambda: [0] * (len(TOKEN_BUCKETS) + 1))
-    num_tokens: int = 0
-    total_s: float = 0.0
-    longest_s: float = 0.0
-    ended_s: float = 0.0
-
-    def note(self, num_tokens: int, launched_s: float, ended_s: float) -> None:
-        took_s = ended_s - launched_s
-        self.token_counts[bisect_left(TOKEN_BUCKETS, num_tokens)] += 1
-        self.num_tokens += num_tokens
-        self.counts[bisect_left(STEP_BUCKETS_S, took_s)] += 1
-        self.total_s += took_s
-        self.longest_s = max(self.longest_s, took_s)
-        self.ended_s = ended_s
-
-
-@dataclass(frozen=True, slots=True)
-class Counts:
-    """An engine's load. `used_kv_blocks` are those of live sequences; cached ones nobody runs on are free."""
-
-    num_steps: int
-    num_running: int
-    num_waiting: int
-    used_kv_blocks: int
-    num_kv_blocks: int
-    block_tokens: int
-    cached_kv_blocks: int
-    pinned_kv_blocks: int
-    steps: StepTimes
-    totals: Counters
-    fairness_gap: float
+from octavo.link.frames import Progress
 
 
 class Engine(TurnTaker[list[Update]]):
@@ -112,11 +69,7 @@ class Engine(TurnTaker[list[Update]]):
         self._num_steps = 0
         self._step_times = StepTimes(ended_s=clock())
         self._costs = StepCosts()
-        self._tracked: dict[str, Tracked] = {}
-        self._owner: dict[int, tuple[str, int]] = {}
-        self._started: dict[int, int] = {}
-        self._appended: list[tuple[int, int]] = []
-        self._ended: list[int] = []
+        self._teller = Teller(scheduler, clock)
         self._starts: list[Start] = []
         self._under_way: deque[tuple[Future[StepResult] | Future[Launched], float]] = deque()
         self._failure: Bug | None = None
@@ -125,11 +78,11 @@ class Engine(TurnTaker[list[Update]]):
     @property
     def is_busy(self) -> bool:
         """Whether anything is waiting, running or in flight."""
-        return self.awaited is not None or bool(self._tracked)
+        return self.awaited is not None or bool(self._teller.tracked)
 
     @property
     def num_requests(self) -> int:
-        return len(self._tracked)
+        return len(self._teller.tracked)
 
     def counts(self) -> Counts:
         """The load right now. May be asked from another thread: each number is read by itself."""
@@ -182,7 +135,7 @@ class Engine(TurnTaker[list[Update]]):
         Returns what the caller lacks of choices that turn out to have ended, usually nothing.
         """
         self._raise_failure()
-        if request_id in self._tracked:
+        if request_id in self._teller.tracked:
             raise RequestError(
                 f"request id {request_id!r} is already running; choose another", param="request_id"
             )
@@ -215,7 +168,7 @@ class Engine(TurnTaker[list[Update]]):
         if progress:
             begun, updates = take_up(tracked, progress, self.scheduler.limits.max_model_len)
             if not begun:
-                return [*updates, self._closed(tracked)]
+                return [*updates, self._teller.closed(tracked)]
             tracked.request = replace(request, begun=begun)
         self.scheduler.submit(tracked.request, now_s)
         given = params.seed if params.seed is not None else seed
@@ -232,7 +185,7 @@ class Engine(TurnTaker[list[Update]]):
                 max_new_tokens=min(params.max_tokens or longest, longest),
                 end_ids=ends,
             )
-        self._tracked[request_id] = tracked
+        self._teller.tracked[request_id] = tracked
         return updates
 
     def _next_seed(self) -> int:
@@ -242,9 +195,9 @@ class Engine(TurnTaker[list[Update]]):
 
     def cancel(self, request_id: str) -> list[Update]:
         """End a request now. Unknown or ended ones are left alone: a cancel may cross its request's end."""
-        if request_id not in self._tracked:
+        if request_id not in self._teller.tracked:
             return []
-        return self._told(self.scheduler.cancel(request_id, self._clock()))
+        return self._teller.told(self.scheduler.cancel(request_id, self._clock()))
 
     def reset_prefix_cache(self) -> int:
         """Forget cached prefixes that nothing running uses, and not those that are pinned. Returns how many blocks."""
@@ -273,8 +226,8 @@ class Engine(TurnTaker[list[Update]]):
             if self._on_ran is not None:
                 self._on_ran(begun_s, ended_s)
             updates = self.end_turn(result)
-        if self.awaited is None and self._tracked and not updates and not self.is_paused:
-            self._failure = Bug(f"{len(self._tracked)} requests wait, and the scheduler plans nothing")
+        if self.awaited is None and self._teller.tracked and not updates and not self.is_paused:
+            self._failure = Bug(f"{len(self._teller.tracked)} requests wait, and the scheduler plans nothing")
             self._raise_failure()
         return updates
 
@@ -296,11 +249,11 @@ class Engine(TurnTaker[list[Update]]):
 
     def _committed(self, step: Step, result: StepResult) -> list[Update]:
         events = self.scheduler.commit(step, result, self._clock())
-        self._note_prompts(result)
-        return self._told(events)
+        self._teller.note_prompts(result)
+        return self._teller.told(events)
 
     def _is_wanted(self) -> bool:
-        return bool(self._tracked)
+        return bool(self._teller.tracked)
 
     def close(self) -> None:
         """Wait for the step in flight and stop the thread. Requests still tracked are lost."""
@@ -316,19 +269,19 @@ class Engine(TurnTaker[list[Update]]):
         if step is None:
             return None
         for seq_id in step.preempted:
-            self._started.pop(seq_id, None)
+            self._teller.started.pop(seq_id, None)
         self._starts = []
         for piece in step.slices:
-            if self._started.get(piece.seq_id) != piece.epoch:
-                self._started[piece.seq_id] = piece.epoch
+            if self._teller.started.get(piece.seq_id) != piece.epoch:
+                self._teller.started[piece.seq_id] = piece.epoch
                 self._starts.append(self._start(piece.seq_id, piece.epoch, now_s))
         return step
 
     def _start(self, seq_id: int, epoch: int, now_s: float) -> Start:
         sequence = self.scheduler.sequences[seq_id]
         request = sequence.request
-        tracked = self._tracked[request.request_id]
-        self._owner.setdefault(seq_id, (request.request_id, sequence.index))
+        tracked = self._teller.tracked[request.request_id]
+        self._teller.owner.setdefault(seq_id, (request.request_id, sequence.index))
         metrics = tracked.metrics
         metrics.wait_reasons |= sequence.wait_reasons
         if metrics.first_scheduled_s is None:
@@ -352,8 +305,8 @@ class Engine(TurnTaker[list[Update]]):
 
     def _launch(self, step: Step) -> None:
         starts, self._starts = self._starts, []
-        appended, self._appended = self._appended, []
-        ended, self._ended = self._ended, []
+        appended, self._teller.appended = self._teller.appended, []
+        ended, self._teller.ended = self._teller.ended, []
         self._num_steps += 1
         launched_s = self._clock()
         future: Future[StepResult] | Future[Launched]
@@ -365,119 +318,3 @@ class Engine(TurnTaker[list[Update]]):
         else:
             future = self._thread.submit(self._executor.run, step, starts, appended, ended)
         self._under_way.append((future, launched_s))
-
-    def _note_prompts(self, result: StepResult) -> None:
-        """Keep what was computed about prompts: log-probabilities, embeddings."""
-        for output in result.outputs:
-            payload = output.payload
-            owner = self._owner.get(output.seq_id)
-            if isinstance(payload, Payload) and owner is not None:
-                tracked = self._tracked.get(owner[0])
-                if tracked is not None:
-                    tracked.prompt_logprobs.update(payload.prompt)
-                    tracked.embedding = payload.embedding or tracked.embedding
-
-    def _told(self, events: Sequence[Event]) -> list[Update]:
-        """Turn scheduler events into updates; stop texts and beams may cause further events."""
-        updates: list[Update] = []
-        queue = list(events)
-        endings = {event.seq_id: event for event in queue if isinstance(event, Finished)}
-        last = {event.seq_id: event.position for event in queue if isinstance(event, Token)}
-        while queue:
-            event = queue.pop(0)
-            if isinstance(event, Token):
-                last.setdefault(event.seq_id, event.position)
-            tracked = self._tracked.get(event.request_id)
-            if tracked is None:
-                continue
-            match event:
-                case Token():
-                    ending = endings.get(event.seq_id) if event.position == last[event.seq_id] else None
-                    queue[:0] = self._on_token(event, tracked, ending, updates)
-                case Forked():
-                    self._owner[event.seq_id] = (event.request_id, event.index)
-                    tracked.live_beams.add(event.seq_id)
-                case Held():
-                    queue[:0] = self._on_held(event, tracked)
-                case Preempted():
-                    tracked.metrics.preemptions += 1
-                case Finished():
-                    self._on_finished(event, tracked, updates)
-        return updates
-
-    def _on_token(
-        self, event: Token, tracked: Tracked, ending: Finished | None, updates: list[Update]
-    ) -> list[Event]:
-        now_s = self._clock()
-        if tracked.metrics.first_token_s is None:
-            tracked.metrics.first_token_s = now_s
-        tracked.num_drawn_tokens += 1
-        if tracked.beams is not None:
-            self._appended.append((event.seq_id, event.token))
-            return []
-        payload = event.payload
-        choice, is_complete = None, False
-        if isinstance(payload, Payload):
-            place = event.index if len(payload.choices) > 1 else 0
-            choice = payload.choices[place]
-            is_complete = bool(payload.complete) and payload.complete[place]
-        is_end = (
-            is_complete and event.token in tracked.request.end_token_ids
-        )  # before min_tokens the core sees none
-        is_stop = is_end or (ending is not None and ending.stop_token is not None)
-        delta, hit = tracked.push(event.index, event.token, choice, is_stop=is_stop, is_complete=is_complete)
-        if tracked.is_streamed:
-            updates.append(delta)
-        if hit is None:
-            return list(self.scheduler.finish(event.seq_id, "stop", now_s)) if is_complete else []
-        tracked.choices[event.index].output.stop_reason = hit
-        return list(self.scheduler.finish(event.seq_id, "stop", now_s))
-
-    def _on_held(self, event: Held, tracked: Tracked) -> list[Event]:
-        payload = event.payload
-        if tracked.beams is None or not isinstance(payload, Payload):
-            raise Bug(f"sequence {event.seq_id} is held without beam candidates")
-        tracked.waiting_beams[event.seq_id] = payload.candidates
-        if set(tracked.waiting_beams) != tracked.live_beams:
-            return []
-        beams = tracked.beams.step(tracked.waiting_beams)
-        tracked.waiting_beams = {}
-        events = self.scheduler.advance(event.request_id, beams, self._clock())
-        forks: dict[int, list[int]] = {}
-        for fork in events:
-            if isinstance(fork, Forked):
-                forks.setdefault(fork.parent_id, []).append(fork.seq_id)
-        continued: set[int] = set()
-        seq_ids = []
-        for parent_id, _ in beams:
-            seq_ids.append(forks[parent_id].pop(0) if parent_id in continued else parent_id)
-            continued.add(parent_id)
-        tracked.beams.named(seq_ids)
-        return events
-
-    def _on_finished(self, event: Finished, tracked: Tracked, updates: list[Update]) -> None:
-        """A sequence has ended: close its choice and, with the last one, the request."""
-        request_id = event.request_id
-        self._owner.pop(event.seq_id, None)
-        if self._started.pop(event.seq_id, None) is not None:
-            self._ended.append(event.seq_id)
-        if tracked.beams is not None:
-            self._on_beam_finished(event, tracked)
-        else:
-            updates += tracked.closed(event.index, event.reason, event.stop_token, event.error)
-        if tracked.has_ended:
-            del self._tracked[request_id]
-            updates.append(self._closed(tracked))
-
-    def _closed(self, tracked: Tracked) -> RequestEnded:
-        tracked.metrics.finished_s = self._clock()
-        return tracked.ended()
-
-    def _on_beam_finished(self, event: Finished, tracked: Tracked) -> None:
-        """The last live beam has gone: the choices are the best candidates, or what was cut short."""
-        tracked.live_beams.discard(event.seq_id)
-        tracked.waiting_beams.pop(event.seq_id, None)
-        if tracked.live_beams:
-            return
-        cut_short = event.reason if event.reason in ("cancelled", "error") else None
-        tracked.close_beams(cut_short, event.error)

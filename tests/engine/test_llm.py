@@ -535,9 +535,10 @@ def test_nothing_is_remembered_of_requests_that_have_ended(llm: LLM) -> None:
         llm.generate([[i, 2, 3]] * 3, params)
     llm.generate([[1]], GREEDY)
     made = llm.engine
-    assert not made._tracked
-    assert not made._owner
-    assert not made._started
+    teller = made._teller
+    assert not teller.tracked
+    assert not teller.owner
+    assert not teller.started
     assert len(made._executor._held) == 1  # type: ignore[attr-defined]
 
 

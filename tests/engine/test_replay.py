@@ -53,7 +53,7 @@ class Watched(RecordedScheduler):
 def record(folder: Path, **settings: Any) -> tuple[list[EngineEntry], list[Step], list[RequestOutput]]:
     """A busy run: chunks, forks, beams, stop texts, a late arrival, two cancellations, too little memory."""
     with engine(folder, max_model_len=96, **settings) as llm:
-        watched = llm.engine.scheduler = Watched(llm.engine.scheduler.limits)
+        watched = llm.engine.scheduler = llm.engine._teller.scheduler = Watched(llm.engine.scheduler.limits)
         done = drive(llm)
         llm.engine.scheduler.check()
     return read(watched.records), watched.steps, done

@@ -62,7 +62,7 @@ class Watched(RecordedScheduler):
 def recorded(folder: Path, **settings: Any) -> tuple[list[EngineEntry], list[Step]]:
     """A busy run of a real engine, two requests at a time, one of them given up, and the steps it made."""
     with engine(folder, max_model_len=96, **settings) as llm:
-        watched = llm.engine.scheduler = Watched(llm.engine.scheduler.limits)
+        watched = llm.engine.scheduler = llm.engine._teller.scheduler = Watched(llm.engine.scheduler.limits)
         coming, num_turns = list(enumerate(REQUESTS)), 0
         while coming or llm.engine.is_busy:
             if coming and num_turns % 3 == 0:
