@@ -23,6 +23,8 @@ from octavo.sim.world import Deployment, simulate
 Floats = NDArray[np.float64]
 
 FITTED = ("overhead_s", "seq_s", "weights_s", "token_s", "context_s")
+FITTED_TOO = ("mixed_s", "mixed_context_s")
+"""Where the search begins above 0."""
 HUBER = 0.1
 """Errors above a tenth count linearly."""
 
@@ -53,31 +55,29 @@ def fit_to_requests(
     num_runs: int = 200,
     floor_s: float = 0.02,
 ) -> Found:
-    """The five constants of `FITTED` with which the first `len(took)` requests of a workload take what they took.
+    """The constants with which the first `len(took)` requests of a workload take what they took.
 
-    start    with constants above 0; their size is where the search begins
+    start    with those of `FITTED` above 0; their size is where the search begins
     floor_s  added to both times before they are compared, so that shorter ones count for less
     Raises ConfigError for no requests and for a constant of 0.
     """
     if not took:
         raise ConfigError("no measured requests to fit a time model to")
-    first = np.array([getattr(start, name) for name in FITTED])
+    names = (*FITTED, *(name for name in FITTED_TOO if getattr(start, name) > 0))
+    first = np.array([getattr(start, name) for name in names])
     if np.any(first <= 0):
         raise ConfigError(f"a search needs constants above 0 to begin with, got {start}")
 
-    def loss(shift: Floats) -> float:
+    def model(shift: Floats) -> Blend:
         values = first * np.exp(np.clip(shift, -5.0, 5.0))
-        model = replace(start, **{name: float(value) for name, value in zip(FITTED, values, strict=True)})
-        timing = Timing(model=model, host=deployment.timing.host)
+        return replace(start, **{name: float(value) for name, value in zip(names, values, strict=True)})
+
+    def loss(shift: Floats) -> float:
+        timing = Timing(model=model(shift), host=deployment.timing.host)
         return _loss(replace(deployment, timing=timing), workload, took, floor_s)
 
-    shift, least, made = simplex(loss, np.zeros(len(FITTED)), 0.2, num_runs)
-    values = first * np.exp(np.clip(shift, -5.0, 5.0))
-    return Found(
-        replace(start, **{name: float(value) for name, value in zip(FITTED, values, strict=True)}),
-        least,
-        made,
-    )
+    shift, least, made = simplex(loss, np.zeros(len(names)), 0.2, num_runs)
+    return Found(model(shift), least, made)
 
 
 def _loss(deployment: Deployment, workload: Workload, took: Sequence[Took], floor_s: float) -> float:

@@ -2,7 +2,7 @@
 
 Engines that are data-parallel in attention and hold different experts exchange tokens in every layer, so none is ahead
 of the others, and one that has nothing to compute runs an empty step along while any other works. A request that comes
-meanwhile waits until that is over.
+meanwhile waits until that is over. Experts compute the tokens of all: a time model is told their mean, too.
 
     member 0   | chunk, 20 ms .... | decode, 8 ms . | empty ......... |
     member 1   | decode, 7 ms .... | decode, 9 ms . | chunk, 15 ms .. |
@@ -14,7 +14,7 @@ Source: vLLM 0.19, `DPEngineCoreProc.run_busy_loop`, which runs `execute_dummy_b
 from __future__ import annotations
 
 from bisect import bisect_left
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from octavo.core.step import Step
 from octavo.core.stretch import Stretch
@@ -25,11 +25,10 @@ from octavo.sim.timing import NS_PER_S, Timing, Work, step_ns, work_of
 
 @dataclass(frozen=True, slots=True)
 class Launched:
-    """A member's step of the round that begins: what it would take alone, and what is written down of it."""
+    """A member's step of the round that begins, and what is written down of it."""
 
     work: Work
     gap_ns: int
-    duration_ns: int
     used_blocks: int
     num_waiting: int
 
@@ -56,7 +55,6 @@ class Member(Replica):
         self.launched = Launched(
             work,
             self._gap_ns(),
-            step_ns(self.timing.model, work),
             self.scheduler.num_used_blocks,
             self.scheduler.num_waiting,
         )
@@ -91,9 +89,9 @@ class Member(Replica):
         if one is not None:
             self.tally.launched(starts_ns, ends_ns - starts_ns, one.work, one.used_blocks, one.num_waiting)
 
-    def measure(self) -> tuple[Stretch, list[int]] | None:
-        """The turns that need not be played, and what the step launched at the end of each would take alone."""
-        return self._measure()
+    def measure(self, group_tokens: float) -> tuple[Stretch, list[int]] | None:
+        """The turns that need not be played, and what it takes of the step launched at the end of each."""
+        return self._measure(group_tokens)
 
     def skip(self, stretch: Stretch, ends_ns: list[int], durations_ns: list[int]) -> None:
         """Play a stretch; its steps last as long as the group's."""
@@ -118,6 +116,7 @@ class Lockstep:
     def __init__(self, timing: Timing) -> None:
         self.members: list[Member] = []
         self.due_ns: int | None = None
+        self._model = timing.model
         self._turn_ns = round(timing.host.turn_s * NS_PER_S)
         self._ends_ns = 0
         self._is_under_way = False
@@ -168,17 +167,22 @@ class Lockstep:
         launched = [member.launched for member in self.members if member.launched is not None]
         if launched:
             starts_ns = now_ns + max(one.gap_ns for one in launched)
-            self._ends_ns = starts_ns + max(one.duration_ns for one in launched)
+            mean = sum(one.work.num_tokens for one in launched) / len(self.members)
+            self._ends_ns = starts_ns + max(
+                step_ns(self._model, replace(one.work, group_tokens=mean)) for one in launched
+            )
             for member in self.members:
                 member.run(starts_ns, self._ends_ns)
 
     def _measure(self) -> Rounds | None:
         """The rounds that need not be played: each member's next turns are like this one, or empty."""
         stretches, durations = list[tuple[Member, Stretch]](), list[list[int]]()
+        under_way = [member.awaited for member in self.members if member.awaited is not None]
+        mean = sum(step.num_tokens for step in under_way) / len(self.members)
         for member in self.members:
             if member.awaited is None:
                 continue
-            found = member.measure()
+            found = member.measure(mean)
             if found is None:
                 return None
             stretches.append((member, found[0]))

@@ -10,7 +10,7 @@ import enum
 import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Protocol
@@ -268,7 +268,7 @@ class Replica(TurnTaker[None]):
         if step is None and self.awaited is not None:
             self.begin_turn()  # launched just now: the next turn begins at once
 
-    def _measure(self) -> tuple[Stretch, list[int]] | None:
+    def _measure(self, group_tokens: float | None = None) -> tuple[Stretch, list[int]] | None:
         """The turns that need not be played from here, and what the step launched at the end of each takes."""
         awaited, scheduler = self.awaited, self.scheduler
         if awaited is None or self._is_exact or self._landing or not isinstance(scheduler, Scheduler):
@@ -279,6 +279,8 @@ class Replica(TurnTaker[None]):
         if stretch is None:
             return None
         work = work_of(awaited, with_slices=self._needs_slices)
+        if group_tokens is not None:
+            work = replace(work, group_tokens=group_tokens)
         return stretch, stretch_ns(self.timing.model, work, min(stretch.num_turns, MAX_TURNS))
 
     def _skip(self, skipping: Skipping) -> None:

@@ -36,6 +36,7 @@ class Work:
     num_sampled     rows of logits
     chunks          (tokens before, tokens, rows) of each longer slice
     slices          the same of every slice, where the model asks for it by `needs_slices`
+    group_tokens    mean of `num_tokens` over the replicas that take the step together; None for one on its own
     """
 
     num_decodes: int = 0
@@ -47,6 +48,7 @@ class Work:
     num_sampled: int = 0
     chunks: tuple[tuple[int, int, int], ...] = ()
     slices: tuple[tuple[int, int, int], ...] = ()
+    group_tokens: float | None = None
 
     @property
     def num_seqs(self) -> int:
@@ -190,6 +192,9 @@ class Blend(Affine):
 
     weights_s       reading all weights once
     sampled_tokens  what a row of logits costs, in tokens; pair_tokens what a pair of attention does
+    mixed_s         what `overhead_s` is more in steps that have a chunk, too, as they are launched kernel by kernel
+    mixed_context_s what `context_s` is more in them, as their kernels are slower at decodes
+    group_share     the share of `token_s` that replicas which take a step together do together: the experts'
     The form of DistServe's (Zhong et al., OSDI 2024, section 3) with a smooth maximum in place of its two cases.
     """
 
@@ -200,6 +205,9 @@ class Blend(Affine):
     context_s: float = 0.0
     sampled_tokens: float = 0.0
     pair_tokens: float = 0.0
+    mixed_s: float = 0.0
+    mixed_context_s: float = 0.0
+    group_share: float = 0.0
 
     def __post_init__(self) -> None:
         _not_negative(
@@ -211,16 +219,26 @@ class Blend(Affine):
             "context_s",
             "sampled_tokens",
             "pair_tokens",
+            "mixed_s",
+            "mixed_context_s",
+            "group_share",
         )
+        if self.group_share > 1:
+            raise ConfigError(f"timing: group_share must be at most 1, got {self.group_share}")
 
     def base_s(self, work: Work) -> float:
         tokens = (
             work.num_tokens + self.sampled_tokens * work.num_sampled + self.pair_tokens * work.chunk_pairs
         )
+        if work.group_tokens is not None:
+            tokens += self.group_share * (work.group_tokens - work.num_tokens)
         multiplied_s = self.token_s * tokens
         cubes = self.weights_s * self.weights_s * self.weights_s + multiplied_s * multiplied_s * multiplied_s
         overlapped_s: float = cubes ** (1 / 3)
-        return self.overhead_s + self.seq_s * work.num_seqs + overlapped_s
+        base_s = self.overhead_s + self.seq_s * work.num_seqs + overlapped_s
+        if work.num_chunks:
+            base_s += self.mixed_s + self.mixed_context_s * work.decode_context
+        return base_s
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

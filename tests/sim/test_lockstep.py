@@ -14,7 +14,7 @@ from octavo.sim.baselines import BASELINES
 from octavo.sim.lengths import Fixed, Lognormal, Poisson, Uniform
 from octavo.sim.operations import Failure
 from octavo.sim.report import lines, summary
-from octavo.sim.timing import Host, Linear, Timing, Work
+from octavo.sim.timing import Blend, Host, Linear, Timing, Work
 from octavo.sim.traces import Replay, Row, Trace
 from octavo.sim.workload import Closed, Leaving, Maker, Mix, Open, Prefixes, Workload
 from octavo.sim.world import Deployment, Outcome, Split, World, simulate
@@ -72,6 +72,20 @@ def test_a_schedule_worked_out_by_hand(is_exact: bool) -> None:
 
 
 @pytest.mark.parametrize("is_exact", [False, True])
+def test_experts_compute_the_tokens_of_all(is_exact: bool) -> None:
+    """A step of T tokens takes 4 ms and 1 for each of T / 2 + M / 2, M the mean of both replicas.
+
+    round    begins   replica 0              replica 1              lasts
+    1          0      prompt of a: 10        prompt of b: 20        4 + 10 + 7.5
+    2       21.5      a                      b                      5
+    3       26.5      a, the last            -                      4 + 0.5 + 0.25
+    """
+    timing = Timing(model=Blend(overhead_s=0.004, token_s=0.001, group_share=0.5))
+    outcome = simulate(deployed(is_exact=is_exact, timing=timing), traced((0, 10, 3), (0, 20, 2)))
+    assert times(outcome) == [(0, 0, 21.5, 31.25), (1, 0, 21.5, 26.5)]
+
+
+@pytest.mark.parametrize("is_exact", [False, True])
 def test_a_round_begins_when_the_last_is_ready(is_exact: bool) -> None:
     """1 ms between steps, 2 more where nothing was planned ahead: who joins makes the other wait.
 
@@ -94,6 +108,15 @@ class Squared:
 
 MIX = Mix(prompt=Lognormal(100, 1.0, 600), output=Uniform(2, 80))
 LINEAR = Timing(model=Linear(overhead_s=0.004, seq_s=2e-5, token_s=3e-5, context_s=4e-8, pair_s=1e-9))
+EXPERTS = Blend(
+    overhead_s=0.003,
+    seq_s=2e-5,
+    weights_s=0.005,
+    token_s=5e-5,
+    context_s=4e-8,
+    pair_tokens=1e-4,
+    group_share=0.7,
+)
 
 
 def opened(rate: float, mix: Mix = MIX, num_requests: int = 60) -> Open:
@@ -118,6 +141,10 @@ CASES: dict[str, tuple[Deployment, Callable[[], Workload]]] = {
         lambda: Closed(concurrency=7, num_requests=50, maker=Maker(MIX, 1), think_s=0.05),
     ),
     "host": (deployed(timing=replace(LINEAR, host=Host(turn_s=2e-4, plan_s=5e-4))), lambda: opened(25)),
+    "experts": (
+        deployed(timing=Timing(model=replace(EXPERTS, mixed_context_s=1e-7)), num_replicas=3, lockstep=3),
+        lambda: opened(30),
+    ),
     "squared": (deployed(timing=Timing(model=Squared())), lambda: opened(20)),
     "split": (
         deployed(timing=LINEAR, split=Split(num_decode=2, kv_bytes_per_token=131072, bytes_per_s=25e9)),

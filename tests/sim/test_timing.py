@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -64,6 +65,21 @@ def test_models_by_hand() -> None:
     )
     tokens = 9 + 2 * 3 + 0.25 * 46
     assert blend.seconds(work) == pytest.approx(1 + 8 + (27 + (0.5 * tokens) ** 3) ** (1 / 3) + 1.5)
+    mixed = replace(blend, mixed_context_s=0.1)
+    assert mixed.seconds(work) == pytest.approx(blend.seconds(work) + 0.1 * 150)
+    decodes = replace(work, num_chunks=0)
+    assert mixed.seconds(decodes) == blend.seconds(decodes)
+    shared = replace(blend, group_share=0.75)
+    assert shared.seconds(work) == blend.seconds(work)
+    of_group = replace(work, group_tokens=5.0)
+    assert blend.seconds(of_group) == blend.seconds(work)
+    tokens += 0.75 * (5 - 9)
+    assert shared.seconds(of_group) == pytest.approx(1 + 8 + (27 + (0.5 * tokens) ** 3) ** (1 / 3) + 1.5)
+
+
+def test_no_more_than_all_of_a_token_is_shared() -> None:
+    with pytest.raises(ConfigError, match=r"group_share must be at most 1, got 1\.5"):
+        Blend(group_share=1.5)
 
 
 def test_a_table_is_bilinear_and_goes_on_beyond_its_edges() -> None:
