@@ -220,7 +220,8 @@ def _whole_prompt(counter: StepCounter, load: Load, budget: int) -> StepWork:
 class Steady:
     """A replica in balance.
 
-    concurrency      requests in it
+    at_once          requests in it as a step finds them; `concurrency` on average over time, which is the same of a
+                     closed loop
     decoding         of them, past their prompt, as a step finds them
     ttft_s           from a request's arrival at the scheduler to its first token; no front end
     wait_s           of that, before its first chunk is begun
@@ -232,6 +233,7 @@ class Steady:
     parts            seconds of the average step by what it waits for
     """
 
+    at_once: float
     concurrency: float
     decoding: float
     ttft_s: float
@@ -299,6 +301,7 @@ def balance(steps: Steps, concurrency: float, *, crowding: float = 1.0) -> Stead
     wait_s = queue_s + tpot_s / 2
     requests = concurrency / (wait_s + own_s + flow.further * tpot_s)
     return Steady(
+        at_once=concurrency,
         concurrency=concurrency,
         decoding=flow.decoding * lanes,
         ttft_s=wait_s + own_s,

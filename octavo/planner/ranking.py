@@ -7,13 +7,18 @@ import math
 from dataclasses import dataclass, replace
 
 from octavo.errors import ConfigError
+from octavo.planner.arrivals import arriving
 from octavo.planner.capacity import Replica, Steady, Steps, balance, room_for
 from octavo.planner.cost import HOUR_S, MILLION, most_watt_hours_per_million
 from octavo.planner.layouts import Ask, Rejected, label, ladder, replicas
-from octavo.planner.slo import Slo, misses, tpot_s, ttft_s
+from octavo.planner.slo import Miss, Slo, misses, tpot_s, ttft_s
 from octavo.units import format_seconds
 
-_HALVINGS, _REFINED = 30, 5
+_FALSE_POSITIONS, _REFINED = 60, 8
+_MORE = 64
+"""Replicas beyond those that even arrivals would need, that are tried before a layout is given up."""
+_CLOSE = 1.001
+ROOM = "room for keys and values"
 SPARE = 1.1
 """Of limits that are given up, beyond what a single request needs."""
 
@@ -69,7 +74,12 @@ class Plan:
         """By money for the work done, then devices, then latency."""
         price = self.usd_per_million_output
         per_token = self.num_devices / self.output_per_s
-        return (math.inf if price is None else price, per_token, self.tpot_s)
+        return (math.inf if price is None else _rounded(price), _rounded(per_token), self.tpot_s)
+
+
+def _rounded(value: float) -> float:
+    """So that a tie is one."""
+    return float(f"{value:.9g}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,20 +126,19 @@ def rank(ask: Ask) -> Ranking:
 
 def _best(ask: Ask, replica: Replica, rungs: list[float]) -> Plan | Rejected:
     """The greatest load that keeps the limits, then as many replicas as share the demand."""
-    steps, further = Steps(replica, ask.load), ask.load.output_tokens - 1
+    steps, room = Steps(replica, ask.load), room_for(replica, ask.load)
     kept: Steady | None = None
-    ended = "room for keys and values" if room_for(replica, ask.load) < ask.max_seqs else "max-seqs"
-    for concurrency in rungs:
-        made = balance(steps, concurrency)
-        missed = misses(made, ask.slo, further, ask.front_end_s(made.tpot_s))
-        if missed:
-            if kept is None:
-                return Rejected(
-                    label=label(replica),
-                    reason=f"{missed[0]} even with {concurrency:g} at once: {made.bound}",
-                )
-            ended = f"{missed[0].what} of {format_seconds(missed[0].limit_s)}"
-            kept = _up_to(ask, steps, kept, concurrency)
+    ended = ROOM if room < ask.max_seqs else "max-seqs"
+    for at_once in rungs:
+        made = _loaded(ask, steps, at_once)
+        missed = _missed(ask, made)
+        if missed and kept is None:
+            return Rejected(
+                label=label(replica), reason=f"{missed[0]} even with {at_once:g} at once: {made.bound}"
+            )
+        if kept is not None and (missed or made.concurrency > room):
+            ended = f"{missed[0].what} of {format_seconds(missed[0].limit_s)}" if missed else ended
+            kept = _up_to(ask, steps, kept, at_once, math.inf)
             break
         if kept is None or made.requests_per_s > kept.requests_per_s:
             kept = made
@@ -137,32 +146,69 @@ def _best(ask: Ask, replica: Replica, rungs: list[float]) -> Plan | Rejected:
             ended = f"{made.bound.split(', ')[0]}: more at once only wait"
             break
     assert kept is not None, "a layout with room has a rung"
-    return _shared(ask, steps, kept, ended)
+    if ask.requests_per_s is None:
+        return _shared(ask, steps, kept, ended)
+    return _arriving(ask, steps, kept, ended)
 
 
-def _up_to(ask: Ask, steps: Steps, kept: Steady, missing: float) -> Steady:
+def _loaded(ask: Ask, steps: Steps, at_once: float, num_replicas: float = math.inf) -> Steady:
+    """A replica that a step finds so many requests in: of a closed loop, or of arrivals that so many share."""
+    if ask.requests_per_s is None:
+        return balance(steps, at_once)
+    return arriving(steps, at_once, num_replicas=num_replicas)
+
+
+def _missed(ask: Ask, made: Steady) -> tuple[Miss, ...]:
+    return misses(made, ask.slo, ask.load.output_tokens - 1, ask.front_end_s(made.tpot_s))
+
+
+def _up_to(ask: Ask, steps: Steps, kept: Steady, missing: float, num_replicas: float) -> Steady:
     """The balance nearest to a number of requests at once that breaks a limit, from one that keeps all."""
+    room, keeping = room_for(steps.replica, ask.load), kept.at_once
     for _ in range(_REFINED):
-        middle = (kept.concurrency + missing) / 2
-        made = balance(steps, middle)
-        if misses(made, ask.slo, ask.load.output_tokens - 1, ask.front_end_s(made.tpot_s)):
+        middle = (keeping + missing) / 2
+        made = _loaded(ask, steps, middle, num_replicas)
+        if _missed(ask, made) or made.concurrency > room:
             missing = middle
         elif made.requests_per_s > kept.requests_per_s:
-            kept = made
+            kept, keeping = made, middle
         else:
             break
     return kept
 
 
+def _arriving(ask: Ask, steps: Steps, most: Steady, ended: str) -> Plan | Rejected:
+    """As many replicas as keep the limits with their share of the arrivals, which are the less even the fewer they are.
+
+    most  of arrivals as even as they can be
+    """
+    assert ask.requests_per_s is not None
+    room, ends_at = room_for(steps.replica, ask.load), most.at_once
+    count = math.ceil(ask.requests_per_s / most.requests_per_s - 1e-9)
+    missed: tuple[Miss, ...] = ()
+    for number in range(count, count + _MORE):
+        made = at_rate(steps, ask.requests_per_s / number, most, number)
+        made = _exactly(made, ask.requests_per_s / number, ask.load.output_tokens)
+        missed = _missed(ask, made)
+        if not missed and made.concurrency <= room * _CLOSE:
+            kept = _up_to(ask, steps, made, 2 * ends_at - made.at_once, number)
+            return _planned(ask, steps, number, kept, made, ended)
+        if missed:
+            ended = f"{missed[0].what} of {format_seconds(missed[0].limit_s)}"
+    why = str(missed[0]) if missed else "more at once than have room"
+    return Rejected(label=label(steps.replica), reason=f"{why} even with {number} replicas")
+
+
 def _shared(ask: Ask, steps: Steps, most: Steady, ended: str) -> Plan:
-    replica, further = steps.replica, ask.load.output_tokens - 1
-    if ask.requests_per_s is not None:
-        count = math.ceil(ask.requests_per_s / most.requests_per_s - 1e-9)
-        made = at_rate(steps, ask.requests_per_s / count, most)
-    else:
-        assert ask.concurrency is not None
-        count = math.ceil(ask.concurrency / most.concurrency - 1e-9)
-        made = balance(steps, min(most.concurrency, max(ask.concurrency / count, 1e-3)))
+    """Of a closed loop."""
+    assert ask.concurrency is not None
+    count = math.ceil(ask.concurrency / most.concurrency - 1e-9)
+    made = balance(steps, min(most.concurrency, max(ask.concurrency / count, 1e-3)))
+    return _planned(ask, steps, count, most, made, ended)
+
+
+def _planned(ask: Ask, steps: Steps, count: int, most: Steady, made: Steady, ended: str) -> Plan:
+    replica = steps.replica
     price = ask.price(replica.device)
     return Plan(
         label=label(replica),
@@ -172,25 +218,36 @@ def _shared(ask: Ask, steps: Steps, most: Steady, ended: str) -> Plan:
         limited_by=ended,
         made=made,
         ttft_s=ttft_s(made, ask.front_end_s(made.tpot_s), ask.slo.percentile),
-        tpot_s=tpot_s(made, further, ask.slo.percentile),
+        tpot_s=tpot_s(made, ask.load.output_tokens - 1, ask.slo.percentile),
         usd_per_hour=None if price is None else price * count * replica.num_devices,
     )
 
 
-def at_rate(steps: Steps, requests_per_s: float, most: Steady) -> Steady:
-    """The balance at a rate of arrivals: by Little's law that of as many requests at once as the rate keeps there."""
-    low, high = 0.0, most.concurrency
-    made = most
-    for _ in range(_HALVINGS):
-        middle = (low + high) / 2
-        made = balance(steps, middle)
-        if abs(made.requests_per_s / requests_per_s - 1) < 1e-3:
+def at_rate(steps: Steps, requests_per_s: float, most: Steady, num_replicas: float) -> Steady:
+    """The balance at a rate of arrivals, no more than that of `most`, by false position."""
+    low, at_low, high = 0.0, 0.0, most.at_once
+    made = arriving(steps, high, num_replicas=num_replicas)
+    at_high = made.requests_per_s
+    for _ in range(_FALSE_POSITIONS):
+        if at_high <= requests_per_s or abs(made.requests_per_s / requests_per_s - 1) < 1e-4:
             break
+        middle = low + (high - low) * (requests_per_s - at_low) / (at_high - at_low)
+        made = arriving(steps, middle, num_replicas=num_replicas)
         if made.requests_per_s < requests_per_s:
-            low = middle
+            low, at_low = middle, made.requests_per_s
         else:
-            high = middle
+            high, at_high = middle, made.requests_per_s
     return made
+
+
+def _exactly(made: Steady, requests_per_s: float, output_tokens: float) -> Steady:
+    """A balance that was found for nearly that rate, at it."""
+    return replace(
+        made,
+        requests_per_s=requests_per_s,
+        output_per_s=requests_per_s * output_tokens,
+        concurrency=requests_per_s * made.latency_s,
+    )
 
 
 def lost(plan: Plan, best: Plan) -> str:
@@ -215,7 +272,7 @@ def relax(ask: Ask) -> list[Relaxed]:
     Raises ConfigError where nothing fits at all.
     """
     alone = [
-        balance(Steps(one, ask.load), ladder(one, ask.load)[0])
+        _loaded(ask, Steps(one, ask.load), ladder(one, ask.load)[0])
         for one in replicas(ask)
         if isinstance(one, Replica)
     ]

@@ -9,7 +9,8 @@ import pytest
 
 from octavo.arch import known
 from octavo.errors import ConfigError
-from octavo.planner.capacity import Load, Steps, balance, room_for
+from octavo.planner.arrivals import arriving
+from octavo.planner.capacity import Load, Steps, room_for
 from octavo.planner.formats import FORMATS
 from octavo.planner.hardware import device
 from octavo.planner.kv_layouts import LAYOUTS
@@ -80,10 +81,27 @@ def test_a_larger_load_would_break_a_limit(ranking: Ranking) -> None:
     """What ends a plan's load does: a hundredth more misses, or there is no room for more."""
     for plan in ranking.plans[:10]:
         if plan.limited_by.startswith(("TTFT", "TPOT")):
-            made = balance(Steps(plan.replica, ASK.load), plan.most.concurrency * 1.01)
+            steps = Steps(plan.replica, ASK.load)
+            made = arriving(steps, plan.most.at_once * 1.01, num_replicas=plan.num_replicas)
             assert made.tpot_s > 0.05 or made.ttft_s + ASK.front_end_s(made.tpot_s) > 1.0
         elif plan.limited_by == "room for keys and values":
-            assert plan.most.concurrency == ladder(plan.replica, ASK.load)[-1]
+            assert plan.most.concurrency == pytest.approx(ladder(plan.replica, ASK.load)[-1], rel=0.01)
+
+
+def test_one_replica_bears_less_than_each_of_many(ranking: Ranking) -> None:
+    """Arrivals at one are less even than at each of many that share them."""
+    one = next(plan for plan in ranking.plans if plan.limited_by.startswith("TPOT"))
+    few, many = (
+        next(plan for plan in rank(replace(ASK, requests_per_s=rate)).plans if plan.label == one.label)
+        for rate in (0.9 * one.most.requests_per_s, 40 * one.most.requests_per_s)
+    )
+    assert few.num_replicas == 1
+    assert many.num_replicas >= 40
+    assert few.most.requests_per_s < 0.99 * many.most.requests_per_s
+    just_too_much = 0.999 * many.most.requests_per_s
+    made = arriving(Steps(one.replica, ASK.load), many.most.at_once * 0.999)
+    assert made.requests_per_s == pytest.approx(just_too_much, rel=1e-2)
+    assert made.tpot_s > 0.05
 
 
 def test_refusals_are_true(ranking: Ranking) -> None:
