@@ -121,13 +121,14 @@ def _spacing(flow: _Flow, step_s: float, decode_s: float) -> float:
     """By what part a token takes less than the mean step, where arrivals are even.
 
     After one of an even stream the next is a whole gap away, after one of a Poisson stream half a gap less than that:
-    while a sequence decodes, half a prompt less comes to its replica, and what would come while that is computed; never
-    more than there are.
+    while a sequence decodes, half a prompt less comes to its replica, and what would come while that is computed, which
+    the other replicas have; never more than there are.
     """
     if not flow.decoding > 0:
         return 0.0
-    fewer = 0.5 * flow.decoding / (flow.decoding + 0.5)
-    return fewer * (step_s - decode_s) / (flow.decoding * decode_s)
+    on_prompts = (step_s - decode_s) / step_s
+    fewer = 0.5 * flow.decoding / (flow.decoding + 0.5) * (1 + on_prompts)
+    return fewer * on_prompts / flow.decoding
 
 
 def _crowding(steps: Steps, flow: _Flow, step_s: float, decode_s: float) -> tuple[float, float]:
