@@ -31,7 +31,8 @@ def test_serve_ranks_and_says_why(capsys):
     assert best["figures"]["ttft_s"]["value"] <= 1.0
     assert best["figures"]["tpot_s"]["value"] <= 0.05
     assert best["requests_per_s"] == pytest.approx(20, rel=2e-3)
-    assert sum(best["step_parts_s"].values()) == pytest.approx(best["figures"]["tpot_s"]["value"])
+    # the mean step, not as often as requests see each
+    assert sum(best["step_parts_s"].values()) == pytest.approx(best["figures"]["tpot_s"]["value"], rel=0.05)
     assert {"prompt_replicas", "decode_replicas", "pays", "ratio", "hand_over_s"} <= set(told["split"])
     assert "60 timed requests" in told["sharpen"]
 
