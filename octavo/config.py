@@ -134,6 +134,9 @@ class RuntimeConfig:
         "auto",
         "auto, reference (plain torch), or an instruction set: portable, avx2, avx512, avx512_bf16, amx",
     )
+    batch_invariant: bool = _knob(
+        True, "a request's bits do not depend on its company; off: faster products on CUDA", text="bool"
+    )
     recorder_bytes: int = _knob(
         16 * MIB, "memory for what an engine remembers of its last steps, such as 16MiB", text="bytes"
     )
@@ -145,6 +148,7 @@ class RuntimeConfig:
         if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", self.device):
             raise ConfigError(f"device must be auto, cpu, cuda or cuda:N, got {self.device!r}")
         _optional_whole("num_threads", self.num_threads, 1, 4096)
+        _boolean("batch_invariant", self.batch_invariant)
         _whole("recorder_bytes", self.recorder_bytes, MIB // 16, GIB)
 
 

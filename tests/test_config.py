@@ -103,6 +103,7 @@ def test_dtypes_have_one_name_inside(given, kept):
         ("num_threads", 0, "from 1"),
         ("kernels", "sse2", "portable"),
         ("kernels", 2, "text"),
+        ("batch_invariant", "no", "true or false"),
     ],
 )
 def test_engine_values_out_of_range_are_named(name, value, hint):

@@ -6,6 +6,7 @@ import os
 import random
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -29,6 +30,7 @@ ROOT = Path(__file__).parents[2]
 SUITES = (
     ("every Triton kernel against its oracle", "tests/kernels/triton_cases.py"),
     ("the references on the device", "tests/kernels/test_cuda.py"),
+    ("the library's products on the device", "tests/kernels/test_library.py"),
     ("draws on the device", "tests/decode/test_device.py"),
     ("equal bits in any company", "tests/engine/test_exact.py"),
     ("equal bits behind running steps", "tests/engine/test_behind.py"),
@@ -40,9 +42,13 @@ LENGTHS = (300, 1, 17, 130, 16, 513)
 NUM_DECODES = 12
 
 
-def run_suites(*, only_collect: bool) -> list[str]:
-    """Runs the suites one after another; returns what each said last. Raises GateFailed at the first that fails."""
+def run_suites(*, only_collect: bool, within_s: float) -> list[str]:
+    """Runs the suites one after another; returns what each said last.
+
+    Raises GateFailed at the first that fails, or that has not ended when the time is over.
+    """
     said = []
+    ends_s = time.perf_counter() + within_s
     for what, path in SUITES:
         command = [sys.executable, "-m", "pytest", *path.split(), *PYTEST]
         if only_collect and path.endswith("triton_cases.py"):
@@ -50,7 +56,15 @@ def run_suites(*, only_collect: bool) -> list[str]:
         elif only_collect:
             command.append("--collect-only")
         print(f"  {what}: {path}", file=sys.stderr, flush=True)
-        done = subprocess.run(command, cwd=ROOT, env=os.environ.copy(), capture_output=True, text=True)
+        left_s = max(ends_s - time.perf_counter(), 0.1)
+        try:
+            done = subprocess.run(
+                command, cwd=ROOT, env=os.environ.copy(), capture_output=True, text=True, timeout=left_s
+            )
+        except subprocess.TimeoutExpired:
+            raise GateFailed(
+                f"{what}: {path} had not ended after {within_s:g} s; give more, or --no-checks"
+            ) from None
         if done.returncode:
             raise GateFailed(f"{what}: {path} failed\n{done.stdout[-3000:]}{done.stderr[-1000:]}")
         said.append(f"{what}: {(done.stdout.strip().splitlines() or ['compiled'])[-1]}")
@@ -86,21 +100,33 @@ def check_model(
     return f"{len(LENGTHS)} sequences{weights}: equal bits one by one, launched ahead, recorded, alone and in company"
 
 
-def check_rounding(folder: Path, device: torch.device, quantization: str | None = None) -> str:
+def check_rounding(
+    folder: Path, device: torch.device, quantization: str | None = None, *, batch_invariant: bool = True
+) -> str:
     """Logits of the device's kernels are about as far from float32 as those of the references are.
 
     Both round at the same places, so neither may be twice as far as the other; all have the same codes where weights
     are rounded. Raises GateFailed.
+
+    batch_invariant  of the device's kernels
     """
     exact, rounded, found = (
-        _logits(load(folder, dtype=dtype, device=where, kernels="reference", quantization=quantization))
-        for dtype, where in (("float32", device), ("bfloat16", "cpu"), ("bfloat16", device))
-    )
+        _logits(
+            load(
+                folder, dtype=dtype, device=where, kernels="reference", quantization=quantization,
+                batch_invariant=keeps,
+            )
+        )
+        for dtype, where, keeps in (
+            ("float32", device, True), ("bfloat16", "cpu", True), ("bfloat16", device, batch_invariant),
+        )
+    )  # fmt: skip
     scale = exact.double().square().mean().sqrt()
     far, allowed = ((one.double() - exact).square().mean().sqrt() / scale for one in (found, rounded))
     if not float(far) <= 2 * float(allowed):
         raise GateFailed(f"logits are {float(far):.2e} from float32, the reference's {float(allowed):.2e}")
     weights = f"with weights {quantization} " if quantization else ""
+    weights += "" if batch_invariant else "with bits that may depend on the batch "
     return f"{weights}logits are {float(far):.2e} from float32, the reference's {float(allowed):.2e} (relative RMS)"
 
 

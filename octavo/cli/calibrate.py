@@ -152,6 +152,7 @@ def _driven(args: argparse.Namespace) -> Calibration:
         precision=resolved.quantization or resolved.dtype,
         device=resolved.device,
         kernels=resolved.isa or "reference",
+        batch_invariant=config.runtime.batch_invariant,
         num_threads=resolved.num_threads,
         machine=f"{cpu.model}, {cpu.instruction_sets[-1] if cpu.instruction_sets else cpu.architecture}",
     )
@@ -192,7 +193,9 @@ def from_recording(path: Path, number: int | None = None) -> Calibration:
         model=read.saved.model,
         recorded_by=read.saved.version,
         settings={
-            name: shown[name] for name in ("dtype", "quantization", "num_threads", "device") if name in shown
+            name: shown[name]
+            for name in ("dtype", "quantization", "num_threads", "device", "batch_invariant")
+            if name in shown
         },
     )
     made = _calibration(played, chosen.opened.limits, origin)

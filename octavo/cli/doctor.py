@@ -165,7 +165,8 @@ def _model(config: EngineConfig) -> Iterator[Finding]:
     for what, num_bytes, remark in planned.resolved.memory.rows():
         yield Finding(OK, what, f"{format_bytes(num_bytes)} {remark}".strip())
     for made in planned.resolved.decisions:
-        yield Finding(OK, made.field, f"{made.value}: {made.because}")
+        if made.field != "batch_invariant":
+            yield Finding(OK, made.field, f"{made.value}: {made.because}")
     try:
         yield from _kernels(planned)
     except OctavoError as error:
@@ -177,7 +178,7 @@ def _kernels(planned: Plan) -> Iterator[Finding]:
     if planned.resolved.isa is None:
         resolved = planned.resolved
         yield from _chosen(
-            planned.arch, resolved.dtype, resolved.device, resolved.quantization, resolved.kv_dtype
+            planned.config, planned.arch, resolved.dtype, resolved.device, resolved.quantization
         )
 
 
@@ -203,17 +204,36 @@ def _kernels_without(config: EngineConfig) -> Iterator[Finding]:
     except ConfigError as error:
         yield Finding(PROBLEM, "quantization", str(error), "use one that the message names")
         quantization = None
-    yield from _chosen(arch, dtype, config.runtime.device, quantization, config.kv.kv_cache_dtype)
+    yield from _chosen(config, arch, dtype, config.runtime.device, quantization)
 
 
 def _chosen(
-    arch: Arch, dtype: str, device: str, quantization: str | None, kv_dtype: str
+    config: EngineConfig, arch: Arch, dtype: str, device: str, quantization: str | None
 ) -> Iterator[Finding]:
     import torch
 
-    from octavo.models.ops import decisions_of
+    from octavo.models.ops import check_variance, decisions_of
 
-    for op, name, passed_over in decisions_of(
-        arch, getattr(torch, dtype), torch.device(device), quantization, has_fp8_kv=kv_dtype == "fp8"
-    ):
-        yield Finding(OK, f"kernel {op}", "; ".join([name, *passed_over]))
+    batch_invariant = config.runtime.batch_invariant
+    chosen = decisions_of(
+        arch,
+        getattr(torch, dtype),
+        torch.device(device),
+        quantization,
+        has_fp8_kv=config.kv.kv_cache_dtype == "fp8",
+        batch_invariant=batch_invariant,
+    )
+    for one in chosen:
+        name = one.impl if one.is_batch_invariant else f"{one.impl}, whose bits depend on the batch"
+        yield Finding(OK, f"kernel {one.op}", "; ".join([name, *one.passed_over]))
+    if batch_invariant:
+        return
+    try:
+        check_variance(chosen)
+    except ConfigError as error:
+        yield Finding(PROBLEM, "batch invariance", str(error), "leave out --no-batch-invariant")
+        return
+    ops = ", ".join(one.op for one in chosen if not one.is_batch_invariant)
+    found = f"off: a request's tokens depend on what runs beside it, by {ops}"
+    fix = "answers are not repeated after a crash, a preemption or a cache hit; leave out --no-batch-invariant for that"
+    yield Finding(WARNING, "batch invariance", found, fix)

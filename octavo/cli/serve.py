@@ -46,10 +46,7 @@ def run(args: argparse.Namespace) -> int:
         if args.json:
             print(json.dumps(_facts(address, ready)), flush=True)
             return
-        blocks = f"kv {ready.num_kv_blocks} blocks"
-        print(
-            f"ready: {address} (model {found.server.served_model_name or ready.model}, {blocks})", flush=True
-        )
+        print(_line(address, found.server.served_model_name or ready.model, ready), flush=True)
 
     asyncio.run(
         serve(
@@ -78,6 +75,11 @@ class _Loading:
             print(f"loading {progress.phase}{size}", file=sys.stderr, flush=True)
 
 
+def _line(address: str, name: str, ready: frames.Ready) -> str:
+    company = "" if ready.batch_invariant else ", bits depend on the batch"
+    return f"ready: {address} (model {name}, kv {ready.num_kv_blocks} blocks{company})"
+
+
 def _facts(address: str, ready: frames.Ready) -> dict[str, object]:
     return {
         "ready": address,
@@ -87,6 +89,7 @@ def _facts(address: str, ready: frames.Ready) -> dict[str, object]:
         "max_model_len": ready.max_model_len,
         "num_kv_blocks": ready.num_kv_blocks,
         "block_tokens": ready.block_tokens,
+        "batch_invariant": ready.batch_invariant,
         "load_s": ready.load_s,
         "load": format_seconds(ready.load_s),
     }

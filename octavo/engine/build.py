@@ -20,6 +20,7 @@ from octavo.engine.machine import WHOLE, Machine, Share, read_machine
 from octavo.engine.resolve import Resolved, resolve
 from octavo.exec import graphs
 from octavo.exec.graphs import Graphs
+from octavo.exec.place import on
 from octavo.exec.runner import Runner
 from octavo.kv.pool import KvPool
 from octavo.models.loader import load
@@ -61,7 +62,8 @@ def plan(config: EngineConfig, share: Share = WHOLE) -> Plan:
     arch = Arch.from_file(location.config)
     machine = read_machine()
     device, free_bytes = _device(config.runtime.device, machine)
-    resolved = resolve(config, arch, machine, device=device, free_bytes=free_bytes, share=share)
+    with on(torch.device(device)):
+        resolved = resolve(config, arch, machine, device=device, free_bytes=free_bytes, share=share)
     return Plan(config, location, arch, machine, resolved)
 
 
@@ -78,8 +80,15 @@ def build(
     trail_key  16 secret bytes for the names of tokens in it; none draws some
     """
     planned = planned or plan(config)
+    torch.set_num_threads(planned.resolved.num_threads)
+    with on(torch.device(planned.resolved.device)):
+        return _built(config, planned, trail, trail_key)
+
+
+def _built(
+    config: EngineConfig, planned: Plan, trail: bytearray | memoryview | None, trail_key: bytes
+) -> Built:
     resolved, location = planned.resolved, planned.location
-    torch.set_num_threads(resolved.num_threads)
     tokenizer = read_tokenizer(location, planned.arch)
     device = torch.device(resolved.device)
     dtype = getattr(torch, resolved.dtype)
@@ -92,6 +101,7 @@ def build(
         kernels=resolved.isa or "reference",
         quantization=resolved.quantization,
         has_fp8_kv=resolved.kv_dtype == FP8_KV,
+        batch_invariant=config.runtime.batch_invariant,
     )
     arch, limits = planned.arch, resolved.limits
     kv = KvPool(model.kv_layout(limits.block_tokens), arch.num_layers, limits.num_blocks, device)
@@ -99,9 +109,8 @@ def build(
     _give_back()
     limits = replace(limits, fingerprint=model.fingerprint)
     memory = memoryview(bytearray(config.runtime.recorder_bytes) if trail is None else trail)
-    scheduler = recorder.RecordedScheduler(
-        limits, recorder.ring(memory, limits), trail_key or secrets.token_bytes(16)
-    )
+    ring = recorder.ring(memory, limits, batch_invariant=config.runtime.batch_invariant)
+    scheduler = recorder.RecordedScheduler(limits, ring, trail_key or secrets.token_bytes(16))
     engine = Engine(
         scheduler,
         Runner(model, kv, forward=_recorded(model, kv, resolved)),

@@ -47,14 +47,20 @@ def check_request(prompt: Sequence[int], params: SamplingParams, vocab_size: int
         )
 
 
-def bad_words_of(params: SamplingParams, tokenizer: Tokenizer) -> tuple[tuple[int, ...], ...]:
-    """The tokens of each bad word as it stands at the front of a text, and after a space. Raises RequestError."""
+def bad_words_of(
+    params: SamplingParams, tokenizer: Tokenizer, vocab_size: int
+) -> tuple[tuple[int, ...], ...]:
+    """The tokens of each bad word as it stands at the front of a text, and after a space. Raises RequestError.
+
+    One with a token that the model does not have cannot come anyway, and is left out.
+    """
     found: dict[tuple[int, ...], None] = {}
     for word in params.bad_words:
         for text in (word, f" {word.lstrip()}"):
             tokens = tuple(tokenizer.encode(text, add_special_tokens=False))
             if tokens:
-                found[tokens] = None
+                if max(tokens) < vocab_size:
+                    found[tokens] = None
             elif text is word:
                 raise RequestError(f"the bad word {word!r} has no tokens", param="bad_words")
     return tuple(found)

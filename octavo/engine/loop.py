@@ -60,6 +60,7 @@ class Engine(TurnTaker[list[Update]]):
         self.scheduler = scheduler
         self._vocab_size = vocab_size
         self.tokenizer = tokenizer
+        self._end_ids = frozenset(one for one in tokenizer.end_ids if one < vocab_size)
         self._grammars = Grammars(tokenizer, vocab_size)
         self._executor = executor
         self._clock = clock
@@ -143,7 +144,7 @@ class Engine(TurnTaker[list[Update]]):
         check_request(prompt_token_ids, params, self._vocab_size)
         if grammar is None:
             grammar = self.grammar(params)
-        bad_words = bad_words_of(params, self.tokenizer)
+        bad_words = bad_words_of(params, self.tokenizer, self._vocab_size)
         now_s = self._clock()
         request = Request(
             request_id=request_id,
@@ -154,7 +155,7 @@ class Engine(TurnTaker[list[Update]]):
             num_public_tokens=num_public_tokens,
             client=client,
             cost_weight=cost_weight,
-            end_token_ids=self.tokenizer.end_ids,
+            end_token_ids=self._end_ids,
         )
         tracked = Tracked(
             request=request,
@@ -174,9 +175,7 @@ class Engine(TurnTaker[list[Update]]):
         given = params.seed if params.seed is not None else seed
         tracked.metrics.seed = self._next_seed() if given is None else given
         if params.beam_width is not None:
-            ends = frozenset(params.stop_token_ids) | (
-                frozenset() if params.ignore_eos else self.tokenizer.end_ids
-            )
+            ends = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self._end_ids)
             longest = self.scheduler.limits.max_model_len - len(request.prompt)
             tracked.beams = BeamSearch(
                 beam_width=params.beam_width,

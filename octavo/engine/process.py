@@ -280,12 +280,18 @@ def _ready(built: Built, load_s: float) -> frames.Ready:
             for made in resolved.decisions
         ),
         kernels=tuple(
-            frames.Kernel(op=op, name=name, passed_over=tuple(passed_over))
-            for op, name, passed_over in built.model.decisions
+            frames.Kernel(
+                op=one.op,
+                name=one.impl,
+                passed_over=one.passed_over,
+                is_batch_invariant=one.is_batch_invariant,
+            )
+            for one in built.model.decisions
         ),
         load_s=load_s,
         hidden_size=planned.arch.hidden_size,
         memory_limit=resolved.memory.limit_bytes,
+        batch_invariant=planned.config.runtime.batch_invariant,
     )
 
 

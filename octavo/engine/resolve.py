@@ -73,7 +73,7 @@ def resolve(
     isa = _isa(config, device, dtype, made)
     kv_dtype = _kv_dtype(config, dtype, device, made)
     threads = _threads(config, machine, share, made)
-    _graphs(arch, device, dtype, config.model.quantization, kv_dtype, made)
+    _device_kernels(config, arch, device, dtype, isa, kv_dtype, made)
     max_len = _max_model_len(config, arch, made)
     seqs = config.scheduler.max_num_seqs
     batched = _batched_tokens(config, device, seqs, made)
@@ -160,22 +160,53 @@ def _isa(config: EngineConfig, device: str, dtype: str, made: list[Decision]) ->
     return isa
 
 
-def _graphs(
-    arch: Arch, device: str, dtype: str, quantization: str | None, kv_dtype: str, made: list[Decision]
+def _device_kernels(
+    config: EngineConfig,
+    arch: Arch,
+    device: str,
+    dtype: str,
+    isa: str | None,
+    kv_dtype: str,
+    made: list[Decision],
 ) -> None:
-    """Whether decode steps are recorded; of no account on a processor, where nothing here needs torch."""
-    if device == "cpu":
+    """Whether bits depend on company, and whether decode steps are recorded.
+
+    On a processor neither is open: compiled kernels and references keep their promise, and nothing here needs torch.
+    """
+    batch_invariant, seqs = config.runtime.batch_invariant, config.scheduler.max_num_seqs
+    if isa is not None:
+        native.check_batch_invariant(batch_invariant, isa)
+    if device == "cpu" and batch_invariant:
         return
     import torch
 
     from octavo.exec.graphs import why_not
-    from octavo.models.ops import decisions_of
+    from octavo.kernels.triton import MAX_SEQUENCES
+    from octavo.models.ops import check_variance, decisions_of
 
     where = torch.device(device)
-    chosen = decisions_of(arch, getattr(torch, dtype), where, quantization, has_fp8_kv=kv_dtype == FP8_KV)
+    chosen = decisions_of(
+        arch,
+        getattr(torch, dtype),
+        where,
+        config.model.quantization,
+        has_fp8_kv=kv_dtype == FP8_KV,
+        batch_invariant=batch_invariant,
+    )
+    if not batch_invariant:
+        check_variance(chosen)
+        variant = ", ".join(f"{one.op} ({one.impl})" for one in chosen if not one.is_batch_invariant)
+        because = (
+            f"a request's bits depend on what runs beside it: {variant}; only its sampling noise does not"
+        )
+        made.append(Decision("batch_invariant", "false", because))
     for one in chosen:
         if one.op == "paged_attention fp8" and one.impl == "reference":
             raise ConfigError(f"kv_cache_dtype='fp8' needs kernels of a GPU: {'; '.join(one.passed_over)}")
+        if one.op.startswith("paged_attention") and one.impl == "triton" and seqs > MAX_SEQUENCES:
+            raise ConfigError(
+                f"max_num_seqs={seqs}: attention on a GPU takes at most {MAX_SEQUENCES} sequences in one step; lower it"
+            )
     reason = why_not(arch, where, chosen)
     because = reason or "one launch for a step of a size that has been seen before"
     made.append(Decision("graphs", "none" if reason else "decode steps", because))

@@ -107,7 +107,7 @@ class Graphs:
         device = model.device
         self.model, self.kv, self.sizes = model, kv, sizes
         self._eager = Eager(model, kv) if eager is None else eager
-        self._capture = _cuda_capture() if capture is None else capture
+        self._capture = cuda_capture() if capture is None else capture
         most = sizes.most_seqs
         self._landing = torch.zeros(Form(most, most, sizes.width).nbytes, dtype=torch.uint8, device=device)
         self._tables = torch.zeros(most, sizes.width, dtype=torch.int32, device=device)
@@ -167,7 +167,7 @@ def _fill_up(arrays: dict[str, Tensor]) -> None:
         array.fill_({"counts": 1, "sources": -1}.get(name, 0))
 
 
-def _cuda_capture() -> Capture:
+def cuda_capture() -> Capture:
     """Graphs that share one pool of memory. The work is carried out once before: kernels are built then.
 
     Not `torch.cuda.graph`, which collects garbage and empties the allocator each time: requests are waiting.

@@ -20,6 +20,7 @@ from octavo.exec.constraints import Constraints, Restriction
 from octavo.exec.draws import Draw, Drawn, Known, draw_for
 from octavo.exec.executor import Start
 from octavo.exec.forward import Eager, Forward, Rows
+from octavo.exec.place import on
 from octavo.exec.pooling import BadStates
 from octavo.kv.pool import KvPool
 from octavo.models.model import Model
@@ -145,15 +146,16 @@ class Runner:
         before = self._last
         if before is not None and before.must_be_read:
             before.result()
-        self._learn(step, starts, appended, ended)
-        if step.copies:
-            self.kv.copy(step.copies)
-        if not step.slices:
-            return Pending(step.number, (), Known([]), self._constraints)
-        for piece in step.slices:
-            self._held[piece.seq_id].apply(piece)
-        with torch.inference_mode():
-            self._last = self._ordered(step, None if before is None else before.drawn.tokens)
+        with on(self.model.device):
+            self._learn(step, starts, appended, ended)
+            if step.copies:
+                self.kv.copy(step.copies)
+            if not step.slices:
+                return Pending(step.number, (), Known([]), self._constraints)
+            for piece in step.slices:
+                self._held[piece.seq_id].apply(piece)
+            with torch.inference_mode():
+                self._last = self._ordered(step, None if before is None else before.drawn.tokens)
         return self._last
 
     def _learn(

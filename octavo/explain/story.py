@@ -109,6 +109,9 @@ class Story:
                 "from start": "yes"
                 if all(trail.opened.is_whole for trail in self.trails)
                 else "no, the beginning is overwritten",
+                "batch invariant": "yes"
+                if all(trail.opened.batch_invariant for trail in self.trails)
+                else "no, tokens depend on what ran beside them",
             },
             "time": [
                 {"what": what, "seconds": seconds, "share": seconds / total_s}

@@ -70,6 +70,15 @@ def choose(asked: str, device: str, dtype: str) -> tuple[str | None, str]:
     return asked, "as configured"
 
 
+def check_batch_invariant(batch_invariant: bool, isa: str) -> None:
+    """Raises ConfigError for False: these kernels sum in one order whatever the batch, and know no faster one."""
+    if not batch_invariant:
+        raise ConfigError(
+            f"batch_invariant=False would change nothing here: the compiled kernels ({isa}) sum in one order whatever"
+            f" the batch, and the library's products are no faster; leave it out"
+        )
+
+
 def check_quantization(quantization: str | None, isa: str | None, because: str) -> None:
     """Raises ConfigError unless the kernels that `choose` gave, None for ops one by one, read such weights.
 

@@ -19,6 +19,8 @@ FP8_CAPABILITY = (8, 9)
 """The first with conversions from e4m3: PTX ISA, `cvt`."""
 MAX_GROUP = 64
 """Query heads that may share a key-value head."""
+MAX_SEQUENCES = 4096
+"""Of a step: a program of attention reads the counts of all of them."""
 
 
 @dataclass(frozen=True, slots=True)

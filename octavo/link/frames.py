@@ -97,11 +97,15 @@ class Decision(Frame, frozen=True):
 
 
 class Kernel(Frame, frozen=True):
-    """The implementation chosen for an op, and a reason for each one passed over."""
+    """The implementation chosen for an op, and a reason for each one passed over.
+
+    is_batch_invariant  whether a row's bits depend on nothing but that row
+    """
 
     op: str
     name: str
     passed_over: tuple[str, ...] = ()
+    is_batch_invariant: bool = True
 
 
 class Ready(Frame, frozen=True):
@@ -117,6 +121,7 @@ class Ready(Frame, frozen=True):
     load_s           seconds from Configure to here
     hidden_size      numbers in an embedding; 0 when the engine computes none
     memory_limit     bytes for weights, cache and workspace together
+    batch_invariant  whether a request's bits depend on nothing but the request
     """
 
     model: str
@@ -136,6 +141,7 @@ class Ready(Frame, frozen=True):
     load_s: float = 0.0
     hidden_size: int = 0
     memory_limit: int = 0
+    batch_invariant: bool = True
 
 
 class Progress(Frame, frozen=True, array_like=True, tag=False, omit_defaults=False):

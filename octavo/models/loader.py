@@ -22,7 +22,7 @@ from octavo.models.checkpoint import Checkpoint, check_dtypes, stored_dtype
 from octavo.models.layers import Attention, Layer, Mlp
 from octavo.models.model import Model, TorchModel
 from octavo.models.native import NativeLayer, NativeModel
-from octavo.models.ops import Decision, Linear, Ops
+from octavo.models.ops import Decision, Linear, Ops, check_variance, decisions_of
 from octavo.models.parts import DecoderParts, LayerParts, Projection, Weight
 from octavo.models.random_weights import RandomWeights
 from octavo.models.registry import parts_of
@@ -60,6 +60,7 @@ def load(
     kernels: str = "auto",
     quantization: str | None = None,
     has_fp8_kv: bool = False,
+    batch_invariant: bool = True,
 ) -> Model:
     """Load a model and choose its kernels.
 
@@ -70,6 +71,7 @@ def load(
     kernels      "auto", "reference", or an instruction set; see `octavo.kernels.native.choose`
     quantization None, or a name of `octavo.config.QUANTIZATION`: weights are rounded while they are packed
     has_fp8_kv   keys and values lie in e4m3; not where compiled kernels run
+    batch_invariant  False also takes kernels under which a row's bits depend on its company; only where there are any
 
     There is one copy of the weights in memory: tensors are copied out of the memory-mapped files one by one, or
     packed straight from them. `Model.fingerprint` covers their digests (`Checkpoint.digest` says of how many bytes),
@@ -86,12 +88,14 @@ def load(
     folder = None if isinstance(model, Arch) else Path(model)
     if folder is None or not folder.is_dir() or load_format == "random":
         resolved = wanted or _stated_dtype(arch) or torch.float32
-        return _build(arch, RandomWeights(seed), resolved, device, kernels, quantization, has_fp8_kv)
+        return _build(
+            arch, RandomWeights(seed), resolved, device, kernels, quantization, has_fp8_kv, batch_invariant
+        )
     with Checkpoint(folder) as checkpoint:
         parts = parts_of(arch)
         _check(parts, arch, checkpoint)
         resolved = wanted or _stated_dtype(arch) or stored_dtype(checkpoint.entries[parts.embedding.name])
-        return _build(arch, checkpoint, resolved, device, kernels, quantization, has_fp8_kv)
+        return _build(arch, checkpoint, resolved, device, kernels, quantization, has_fp8_kv, batch_invariant)
 
 
 def _wanted_dtype(dtype: str | torch.dtype) -> torch.dtype | None:
@@ -229,6 +233,7 @@ def _build(
     kernels: str,
     quantization: str | None,
     has_fp8_kv: bool,
+    batch_invariant: bool,
 ) -> Model:
     isa, because = native.choose(kernels, device.type, str(dtype).removeprefix("torch."))
     native.check_quantization(quantization, isa, because)
@@ -237,8 +242,13 @@ def _build(
             f"has_fp8_kv: the compiled kernels ({isa}) store keys and values as they compute them"
         )
     if isa is not None:
+        native.check_batch_invariant(batch_invariant, isa)
         return _Packer(arch, source, dtype, isa, because, quantization).build()
-    ops = Ops(arch, dtype, device, has_fp8_kv=has_fp8_kv)
+    if not batch_invariant:
+        check_variance(
+            decisions_of(arch, dtype, device, quantization, has_fp8_kv=has_fp8_kv, batch_invariant=False)
+        )
+    ops = Ops(arch, dtype, device, has_fp8_kv=has_fp8_kv, batch_invariant=batch_invariant)
     builder = _Builder(source, ops, dtype, device, quantization)
     parts = parts_of(arch)
     embedding = builder.table(parts.embedding, is_head=parts.head is None)

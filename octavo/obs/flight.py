@@ -22,11 +22,15 @@ class Entry(msgspec.Struct, frozen=True, array_like=True, tag=True, omit_default
 
 
 class Opened(Entry, frozen=True, tag=0):
-    """Comes first: which scheduler the calls went to, and whether they are there from the first one on."""
+    """Comes first: which scheduler the calls went to, and whether they are there from the first one on.
+
+    batch_invariant  whether tokens did not depend on company; decisions can be replayed all the same
+    """
 
     version: str
     limits: Limits
     is_whole: bool
+    batch_invariant: bool = True
 
 
 class Asked(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True):

@@ -41,17 +41,21 @@ BORDER_TOKENS = 64
 MAX_BORDERS = 2**16
 
 
-def opening(limits: Limits, *, is_whole: bool = True) -> bytes:
+def opening(limits: Limits, *, is_whole: bool = True, batch_invariant: bool = True) -> bytes:
     """The record that a recording of a scheduler with these limits begins with.
 
-    is_whole  no call is missing after it
+    is_whole         no call is missing after it
+    batch_invariant  tokens do not depend on company
     """
-    return encoded(Opened(octavo.__version__, limits, is_whole))
+    return encoded(Opened(octavo.__version__, limits, is_whole, batch_invariant))
 
 
-def ring(memory: bytearray | memoryview, limits: Limits) -> Ring:
-    """A ring for the trail of a scheduler with these limits."""
-    return Ring(memory, opening(limits), opening(limits, is_whole=False))
+def ring(memory: bytearray | memoryview, limits: Limits, *, batch_invariant: bool = True) -> Ring:
+    """A ring for the trail of a scheduler with these limits; see `opening`."""
+    whole, cut = (
+        opening(limits, is_whole=is_whole, batch_invariant=batch_invariant) for is_whole in (True, False)
+    )
+    return Ring(memory, whole, cut)
 
 
 class RecordedScheduler(Scheduler):

@@ -203,6 +203,7 @@ class Member:
             epoch=self.epoch,
             load_s=ready.load_s,
             blocks=ready.num_kv_blocks,
+            batch_invariant=str(ready.batch_invariant).lower(),
         )
 
     async def live(self) -> None:

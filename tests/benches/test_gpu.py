@@ -10,11 +10,15 @@ import pytest
 import torch
 
 from benches import gpu
-from benches.device import checks
+from benches.device import checks, products
 from benches.device.subjects import Floor, Requests, kv_blocks
+from benches.device.trial import Allowance
 from benches.harness import GateFailed
 from benches.record import Accelerator, Hardware, read, write
 from octavo.arch import Arch
+from octavo.kernels import linear
+from octavo.kernels.choose import fits_all
+from octavo.models import ops
 from tests.benches.made import LIMITS, record
 
 WITHOUT = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
@@ -47,9 +51,72 @@ def test_a_walk_through_everything(
     for line in ("equal bits one by one, launched ahead, recorded", "from float32", "start to ready", "decode 3 at 40",
                  "prefill 70", "host 3", "requests 4", "floor_s", "launch_share", "weights w8a16: equal bits",
                  "with weights fp8 logits", "keys and values fp8: equal bits",
-                 "decode 3 at 40 w4a16", "start to ready fp8"):  # fmt: skip
+                 "decode 3 at 40 w4a16", "start to ready fp8", "products of 5 rows"):  # fmt: skip
         assert line in said
     assert "record:" not in said
+
+
+def test_products_that_depend_on_the_batch_are_measured_beside_ours(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The library's are made to fit the processor, and nobody asks for equal bits of them."""
+    impls = tuple(
+        replace(impl, refuses=fits_all) if impl.name == "library" else impl for impl in linear.IMPLS
+    )
+    monkeypatch.setattr(ops.linear, "IMPLS", impls)
+    monkeypatch.setattr(products, "IMPLS", impls)
+    trial = replace(gpu.DRY, quantizations=(), variant_batches=(1, 3), product_rows=(5,))
+    monkeypatch.setattr(gpu, "DRY", trial)
+    assert gpu.main(["--dry-run", "--no-peer", "--no-checks"]) == 0
+    said = capsys.readouterr().out
+    for line in ("start to ready bits by batch", "decode 3 at 40 bits by batch", "prefill 70 bits by batch"):
+        assert line in said
+    found = checks.check_rounding(gpu.bundled.path(), torch.device("cpu"), batch_invariant=False)
+    assert found.startswith("with bits that may depend on the batch logits are ")
+
+
+def test_wrong_products_are_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    (reference,) = (impl for impl in linear.IMPLS if impl.name == "reference")
+    monkeypatch.setattr(products, "IMPLS", (replace(reference, run=lambda x, w: 1.01 * reference.run(x, w)),))
+    made = products.Products(
+        Arch.from_file(gpu.bundled.path() / "config.json"), torch.device("cpu"), flop_per_s=1.0,
+        copy_bytes_per_s=1.0, capture=lambda work: work,
+    )  # fmt: skip
+    with pytest.raises(GateFailed, match=r"reference: \[3, \d+\] by \[\d+, \d+\] is off"):
+        made.gate(3)
+
+
+def test_checks_alone(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(gpu, "check", lambda *_, **__: ["all is well"])
+    assert gpu.main(["--dry-run", "--only-checks"]) == 0
+    assert capsys.readouterr().out == "all is well\n"
+
+
+def test_what_does_not_fit_into_the_time_is_left_out_and_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert gpu.main(["--dry-run", "--no-peer", "--no-checks", "--within-s", "1"]) == 0
+    captured = capsys.readouterr()
+    assert "left out, " in captured.err
+    assert "start to ready w8a16" in captured.err
+    assert "How near" not in captured.out
+
+
+def test_time_is_shared_among_the_questions_that_are_left() -> None:
+    now_s = 100.0
+    allowance = Allowance(120.0, 4, lambda: now_s)
+    assert allowance.share_s() == 30.0
+    now_s += 60.0
+    assert allowance.share_s() == 20.0
+    now_s += 10.0
+    assert allowance.share_s() == 25.0
+    now_s += 36.0
+    assert allowance.share_s() is None
+    assert allowance.left_s == 14.0
+
+
+def test_every_question_is_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    assert gpu.main(["--dry-run", "--no-peer", "--no-checks", "--quantizations", "fp8"]) == 0
+    asked = capsys.readouterr().out.count("How near")
+    assert asked == replace(gpu.DRY, quantizations=("fp8",)).num_questions()
 
 
 @pytest.mark.slow
@@ -77,7 +144,15 @@ def test_a_suite_that_fails_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     broken.write_text("def test_it() -> None:\n    assert 1 == 2\n")
     monkeypatch.setattr(checks, "SUITES", (("arithmetic", str(broken)),))
     with pytest.raises(GateFailed, match=r"arithmetic: .*failed"):
-        checks.run_suites(only_collect=False)
+        checks.run_suites(only_collect=False, within_s=60.0)
+
+
+def test_a_suite_that_does_not_end_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    endless = tmp_path / "test_endless.py"
+    endless.write_text("import time\n\ndef test_it() -> None:\n    time.sleep(600)\n")
+    monkeypatch.setattr(checks, "SUITES", (("patience", str(endless)),))
+    with pytest.raises(GateFailed, match=r"patience: .*had not ended after 0\.5 s"):
+        checks.run_suites(only_collect=False, within_s=0.5)
 
 
 def test_a_model_whose_company_shows_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -187,6 +187,36 @@ def test_doctor_says_what_would_multiply_rounded_weights_on_a_gpu(capsys, quanti
     )
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
+def test_doctor_says_what_depends_on_the_batch(capsys):
+    asked = ["--device", "cuda", "--dtype", "bfloat16", "--no-batch-invariant"]
+    assert main(["doctor", "--json", "--port", "0", *asked, *SMALL]) == 4
+    findings = {one["what"]: one for one in json.loads(capsys.readouterr().out)}
+    assert findings["kernel linear"]["found"] == "library, whose bits depend on the batch"
+    said = findings["batch invariance"]
+    assert said["state"] == "warning"
+    assert said["found"] == "off: a request's tokens depend on what runs beside it, by linear"
+    assert "leave out --no-batch-invariant" in said["fix"]
+    assert main(["doctor", "--json", "--port", "0", *asked[:-1], *SMALL]) == 4
+    findings = {one["what"]: one for one in json.loads(capsys.readouterr().out)}
+    assert "library: a row's bits depend on its company" in findings["kernel linear"]["found"]
+    assert "batch invariance" not in findings
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
+def test_doctor_says_where_that_would_change_nothing(capsys):
+    asked = ["--device", "cuda", "--dtype", "bfloat16", "--quantization", "fp8", "--no-batch-invariant"]
+    assert main(["doctor", "--json", "--port", "0", *asked, *SMALL]) == 4
+    said = {one["what"]: one for one in json.loads(capsys.readouterr().out)}["batch invariance"]
+    assert (said["state"], "would change nothing" in said["found"]) == ("problem", True)
+    assert main(["doctor", "--json", "--port", "0", "--no-batch-invariant", *SMALL]) == 4
+    model = {one["what"]: one for one in json.loads(capsys.readouterr().out)}["model"]
+    assert (model["state"], "batch_invariant=False would change nothing" in model["found"]) == (
+        "problem",
+        True,
+    )
+
+
 def test_doctor_names_every_op_of_the_reference(capsys):
     assert main(["doctor", "--json", "--port", "0", "--kernels", "reference", *SMALL]) == 0
     findings = {one["what"]: one for one in json.loads(capsys.readouterr().out)}

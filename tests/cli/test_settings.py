@@ -75,11 +75,15 @@ def test_flags_files_and_the_environment_meet(tmp_path, monkeypatch):
     }  # fmt: skip
     monkeypatch.setenv("OCTAVO_CONFIG", str(file))
     assert settings.read(parse()).engine.scheduler.max_num_seqs == 3
+    monkeypatch.setenv("OCTAVO_BATCH_INVARIANT", "off")
+    assert settings.read(parse()).engine.runtime.batch_invariant is False
 
 
 def test_switches_can_be_turned_both_ways():
     assert settings.read(parse("--no-enable-prefix-caching")).engine.kv.enable_prefix_caching is False
     assert settings.read(parse("--enable-prefix-caching")).engine.kv.enable_prefix_caching is True
+    assert settings.read(parse()).engine.runtime.batch_invariant is True
+    assert settings.read(parse("--no-batch-invariant")).engine.runtime.batch_invariant is False
 
 
 def test_two_models_are_one_too_many():

@@ -306,6 +306,49 @@ def test_weights_that_the_kernels_do_not_read_are_refused() -> None:
                 settle(quantization=quantization)
 
 
+def test_bits_may_depend_on_the_batch_where_a_kernel_is_faster_for_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("octavo.kernels.triton.util.find_spec", lambda _: object())
+    assert "batch_invariant" not in by_field(settle(on="cuda", free=64 * GIB))
+    made = by_field(settle(on="cuda", free=64 * GIB, batch_invariant=False))
+    value, because = made["batch_invariant"]
+    assert value == "false"
+    assert "depend on what runs beside it: linear (library)" in because
+    assert made["graphs"][0] == "decode steps"
+
+
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [
+        pytest.param({}, r"the compiled kernels \(\w+\) sum in one order", marks=needs_compiled),
+        ({"kernels": "reference"}, r"linear runs on reference \(library: runs on cuda, not on cpu, triton: "),
+        ({"dtype": "float16"}, r"linear runs on reference \(library: runs on cuda"),
+        ({"on": "cuda", "dtype": "float32"}, "library: takes bfloat16 and float16, not float32"),
+        ({"on": "cuda", "quantization": "w4a16"}, "linear int4 runs on triton; linear int8 runs on triton"),
+    ],
+    ids=str,
+)
+def test_it_is_refused_where_it_would_change_nothing(
+    settings: dict[str, Any], why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("octavo.kernels.triton.util.find_spec", lambda _: object())
+    with pytest.raises(
+        ConfigError, match=f"batch_invariant=False would change nothing here: .*{why}.*leave it out"
+    ):
+        settle(free=64 * GIB, batch_invariant=False, **settings)
+
+
+def test_more_sequences_than_attention_on_a_gpu_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("octavo.kernels.triton.util.find_spec", lambda _: object())
+    assert settle(on="cuda", free=640 * GIB, max_num_seqs=4096).limits.max_num_seqs == 4096
+    with pytest.raises(
+        ConfigError, match="max_num_seqs=4097: attention on a GPU takes at most 4096 sequences"
+    ):
+        settle(on="cuda", free=640 * GIB, max_num_seqs=4097)
+    assert settle(max_num_seqs=4097, free=64 * GIB).limits.max_num_seqs == 4097
+
+
 @pytest.mark.parametrize("has_triton", [False, True])
 def test_a_gpu_has_its_own_work_space_and_says_whether_steps_are_recorded(
     has_triton: bool, monkeypatch: pytest.MonkeyPatch

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -49,6 +51,34 @@ def test_refuses_sees_the_need() -> None:
     assert (
         choose("linear", Need(device="cpu", dtype=torch.float32, sizes={"E": 9}), [only_wide])[0] is only_wide
     )
+
+
+def variant(name: str, reason: str | None = None) -> Impl:
+    return Impl("rms_norm", name, lambda: name, lambda _: reason, is_batch_invariant=False)
+
+
+def test_what_depends_on_the_batch_is_taken_only_where_that_is_allowed() -> None:
+    impls = [variant("library"), impl("ours", None)]
+    chosen, passed_over = choose("rms_norm", NEED, impls)
+    assert chosen.name == "ours"
+    assert passed_over == ["library: a row's bits depend on its company; --no-batch-invariant allows that"]
+    allowed = replace(NEED, batch_invariant=False)
+    assert choose("rms_norm", allowed, impls) == (impls[0], [])
+
+
+def test_allowing_more_leaves_the_others_as_they_are() -> None:
+    ours = impl("ours", None)
+    assert choose("rms_norm", replace(NEED, batch_invariant=False), [ours, variant("library")])[0] is ours
+
+
+def test_only_what_depends_on_the_batch_is_left() -> None:
+    with pytest.raises(KernelUnavailable, match="library: a row's bits depend on its company"):
+        choose("rms_norm", NEED, [variant("library")])
+
+
+def test_a_reason_of_its_own_comes_first() -> None:
+    _, passed_over = choose("rms_norm", NEED, [variant("library", "runs on cuda"), impl("ours", None)])
+    assert passed_over == ["library: runs on cuda"]
 
 
 def test_fits_all_refuses_integers() -> None:

@@ -190,5 +190,4 @@ def test_the_reference_serves_every_device() -> None:
         chosen, passed_over = choose("linear", Need(device=device, dtype=dtype), IMPLS)
         assert chosen.name == "reference"
         assert chosen.pack is not None
-        assert len(passed_over) == 1
-        assert passed_over[0].startswith("triton: ")
+        assert [reason.partition(": ")[0] for reason in passed_over] == ["library", "triton"]

@@ -15,7 +15,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from octavo.kernels import linear
 from octavo.kernels.kv_store.fp8 import Fp8Blocks
 from octavo.kernels.linear import FORMATS, Codes
 from tests.kernels.decoded import decoded, fp8_memory, left_of
@@ -350,7 +349,7 @@ def test_any_company_gives_the_same_bits() -> None:
             assert same_bits(attend_fp8(part, 3), whole_fp8[first : first + count])
         for num_out, num_in in ((512, 4096), (40_000, 1024), (256, 333)):
             x, weight = seeded(700, num_in, seed=1, dtype=dtype), seeded(num_out, num_in, seed=2, dtype=dtype)
-            plain, pack_codes = linear.IMPLS[0].pack(to(weight)), kernels("linear").pack_codes
+            plain, pack_codes = kernels("linear").pack(to(weight)), kernels("linear").pack_codes
             for packed in (plain, *(pack_codes(coded(format, weight), None, dtype) for format in FORMATS)):
                 product = kernels("linear").linear(to(x), packed)
                 for first, end in ((0, 1), (3, 20), (100, 200), (0, 300), (699, 700)):

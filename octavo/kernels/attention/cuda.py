@@ -26,12 +26,11 @@ from torch import Tensor
 
 from octavo.kernels.attention.reference import check
 from octavo.kernels.kv_store.fp8 import Fp8Blocks
-from octavo.kernels.triton import launch
+from octavo.kernels.triton import MAX_SEQUENCES, launch
 
 ROWS = 64
 COLUMNS = 64
 PART = 256
-MAX_SEQUENCES = 4096
 WARPS = 4
 STAGES = 2
 
@@ -66,7 +65,7 @@ def paged_attention(
         "K": num_kv_heads,
         "G": group,
         "D": head_dim,
-        "NUM_SEQS": max(16, triton.next_power_of_2(num_seqs)),
+        "NUM_SEQS": counts_read(num_seqs),
         "WINDOWED": window is not None,
         "PART": PART,
         "BLOCK": memory.stride(0),
@@ -96,6 +95,11 @@ def paged_attention(
     if num_tiles and not only_decodes:
         launch(_chunks, (num_tiles, num_kv_heads), *arrays, out, *numbers, **common, **tiles)
     return out
+
+
+def counts_read(num_seqs: int) -> int:
+    """Sequences whose counts a program reads: a power of four, so that few kernels are compiled while requests wait."""
+    return max(16, 4 ** math.ceil(math.log2(num_seqs) / 2))
 
 
 def most_parts(num_seqs: int, room: int, num_positions: int | None) -> int:
@@ -223,7 +227,7 @@ def _parts(
     return tl.where(alone, position // PART + 1 - first, 0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_seqs", "table_stride"])
 def _alone(
     q, blocks, tables, starts, counts, out, sums, mixes, num_seqs, table_stride, scale, window,
     P: tl.constexpr, K: tl.constexpr, G: tl.constexpr, D: tl.constexpr, NUM_SEQS: tl.constexpr,
@@ -268,7 +272,7 @@ def _alone(
         tl.store(mixes + place[:, None] * D + width[None, :], mixed, mask=own[:, None])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_seqs"])
 def _merged(
     starts, counts, sums, mixes, out, num_seqs, window,
     H: tl.constexpr, D: tl.constexpr, NUM_SEQS: tl.constexpr, WINDOWED: tl.constexpr, PART: tl.constexpr,
@@ -293,7 +297,7 @@ def _merged(
     tl.store(out + (row * H + head) * D + width, (mixed / total).to(out.dtype.element_ty))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_seqs", "table_stride"])
 def _chunks(
     q, blocks, tables, starts, counts, out, num_seqs, table_stride, scale, window,
     P: tl.constexpr, K: tl.constexpr, G: tl.constexpr, D: tl.constexpr, NUM_SEQS: tl.constexpr,

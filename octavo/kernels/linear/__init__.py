@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from octavo.kernels.choose import Impl, fits_all
-from octavo.kernels.linear import reference, reference_codes
+from octavo.kernels.linear import library, reference, reference_codes
 from octavo.kernels.linear.codes import FORMATS, Codes
 from octavo.kernels.linear.reference import Packed
 from octavo.kernels.linear.reference_codes import PackedCodes
@@ -65,6 +65,7 @@ def linear_codes(x: Tensor, weight: PackedCodes) -> Tensor:
 _CUDA = "octavo.kernels.linear.cuda"
 
 IMPLS: tuple[Impl, ...] = (
+    Impl("linear", "library", library.linear, library.refuses, library.pack, is_batch_invariant=False),
     Impl("linear", "triton", lazily(_CUDA, "linear"), refuses, lazily(_CUDA, "pack")),
     Impl("linear", "reference", reference.linear, fits_all, reference.pack),
 )

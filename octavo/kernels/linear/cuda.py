@@ -199,7 +199,7 @@ def _launch(x: Tensor, weight: Packed, out: Tensor, side_by_side: int) -> None:
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def _product(
     x, weight, scales, bias, out, num_rows, num_out, num_in, FORMAT: tl.constexpr,
     SEGMENT: tl.constexpr, SEGMENTS: tl.constexpr, APART: tl.constexpr, HAS_BIAS: tl.constexpr, EVEN: tl.constexpr,
