@@ -175,6 +175,7 @@ class Measured:
         self.trial, self.settings, self.machine = trial, settings, machine
         self.model, self.folder, self._gate = model, folder, gate
         self.accelerator, self._allowance = accelerator, allowance
+        self._peers: list[Peer] = []
 
     def ask(self, *, has_peer: bool) -> int:
         """Load the model, which answers the first question, and ask the others of it."""
@@ -215,6 +216,8 @@ class Measured:
 
     def _loaded(self, way: Way, benches: Callable[[LLM], Sequence[Bench]]) -> int:
         failed = self._asked_of_one(way, benches)
+        while self._peers:
+            self._peers.pop().close()
         _give_back(torch.device(self.trial.device))
         return failed
 
@@ -313,9 +316,8 @@ class Measured:
                 free = format_bytes(torch.cuda.mem_get_info()[0])
                 notes.append(f"transformers found {free} of device memory free beside octavo")
             try:
-                answering["transformers"] = Peer(self.folder, torch.device(trial.device)).subject(
-                    trial.requests
-                )
+                self._peers.append(Peer(self.folder, torch.device(trial.device)))
+                answering["transformers"] = self._peers[-1].subject(trial.requests)
             except ImportError as error:
                 notes.append(f"transformers was not measured: {error}")
         made.append(

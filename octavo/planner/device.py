@@ -17,7 +17,8 @@ PARTIAL_BYTES = 128 * 4 * 2 * 264 * 64
 DRAW_BYTES = 256 << 20
 """Of rows that are drawn from together; see `octavo.decode.batched`."""
 LIBRARY_BYTES = 256 << 20
-"""Set aside for compiled kernels, recorded graphs and what the allocator rounds up. Not measured."""
+"""Set aside for compiled kernels, recorded graphs, cuBLAS's own work space and what the allocator rounds up. Not
+measured."""
 
 
 def device_workspace_bytes(

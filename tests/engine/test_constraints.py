@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from octavo import LLM, SamplingParams
+from octavo.core.sequence import Grammar
 from octavo.errors import RequestError
-from tests.engine.tiny import END, VOCAB, engine
+from tests.engine.tiny import END, VOCAB, engine, write_checkpoint
 
 PROMPT = [40, 41, 42]
 FREE = SamplingParams(
@@ -149,3 +150,25 @@ def test_tokens_the_model_does_not_have_are_refused_by_field(llm, name, params):
     with pytest.raises(RequestError, match=str(VOCAB)) as caught:
         llm.generate(PROMPT, SamplingParams(**params))
     assert caught.value.param == name
+
+
+@pytest.mark.parametrize("kernels", ["auto", "reference"])
+def test_a_tokenizer_may_know_tokens_that_the_model_does_not_have(tmp_path: Path, kernels: str) -> None:
+    """Its end token among them: nothing is written to a place that is not there, which would end a GPU's context."""
+    folder = write_checkpoint(tmp_path / "m", vocab_size=END - 6, eos_token_id=None, bos_token_id=None)
+    with engine(folder, kernels=kernels) as made:
+        assert made.tokenizer.end_ids == {END}
+        free = SamplingParams(temperature=0.0, max_tokens=5)
+        (want,) = made.generate(PROMPT, free)
+        for params in (
+            replace(free, min_tokens=3),
+            replace(free, bad_words=["<end>"]),
+            replace(free, min_tokens=2, bad_words=("<user>",)),
+        ):
+            (got,) = made.generate(PROMPT, params)
+            assert got.outputs[0].token_ids == want.outputs[0].token_ids
+        grammar = Grammar(kind="regex", source="[a-d]{3}")
+        (got,) = made.generate(PROMPT, replace(free, grammar=grammar, min_tokens=2))
+        assert len(got.outputs[0].text) == 3
+        (beams,) = made.generate(PROMPT, SamplingParams(beam_width=2, temperature=0.0, max_tokens=3))
+        assert beams.outputs[0].token_ids

@@ -142,6 +142,15 @@ def rows(shape: Shape, dtype: torch.dtype, num_rows: int) -> None:
         )  # fmt: skip
 
 
+def made_for(call: Callable[[], None]) -> list[int]:
+    """Which compiled kernels the call would start: equal numbers are one kernel."""
+    with recorded() as launches:
+        call()
+    return [
+        id(launch.kernel.warmup(*launch.arguments, grid=launch.grid, **launch.options)) for launch in launches
+    ]
+
+
 def compiled(call: Callable[[], None]) -> list[str]:
     """Compiles what the call would start; returns a line for each, and fails where one does not fit."""
     with recorded() as launches:
@@ -205,6 +214,20 @@ def test_attention(model: str, dtype: torch.dtype, is_fp8: bool) -> None:
             print("\n".join(compiled(call)))
 
 
+@pytest.mark.parametrize("is_fp8", [False, True])
+def test_attention_with_the_widest_heads(is_fp8: bool) -> None:
+    shape = Shape(8, 4, 256, 2304, 9216, 32000)
+    print(
+        "\n".join(
+            compiled(
+                lambda: attend(
+                    shape, torch.bfloat16, counts=[512, 1, 1], num_blocks=64, window=None, is_fp8=is_fp8
+                )
+            )
+        )
+    )
+
+
 @pytest.mark.parametrize(("model", "dtype"), CASES)
 def test_products(model: str, dtype: torch.dtype) -> None:
     for num_rows in (1, 96, 4096):
@@ -221,6 +244,31 @@ def test_products_with_codes(model: str, dtype: torch.dtype, format: str) -> Non
 @pytest.mark.parametrize(("model", "dtype"), CASES)
 def test_rows(model: str, dtype: torch.dtype) -> None:
     print("\n".join(compiled(lambda: rows(SHAPES[model], dtype, 96))))
+
+
+def test_steps_of_other_sizes_start_the_same_kernels() -> None:
+    """Rows, sequences and the width of their tables change with every step: none may have a kernel compiled for it
+    while requests wait, as Triton does for numbers that are 1 or divisible by 16."""
+    shape, dtype = Shape(4, 2, 64, 512, 256, 320), torch.bfloat16
+    packed = kernels("linear").pack(empty(512, 1024, dtype=dtype))
+    assert packed.num_segments > 1
+    for rows_of_one_tile in ((1, 16, 33, 64), (65, 128), (129, 160, 1000)):
+        found = [
+            made_for(lambda n=n: kernels("linear").linear(empty(n, 1024, dtype=dtype), packed))  # type: ignore[misc]
+            for n in rows_of_one_tile
+        ]
+        assert found == found[:1] * len(found)
+    steps = [([1] * 3, 65), ([1] * 16, 80), ([1] * 7, 64), ([1], 70), ([5, 1, 1], 67), ([7] + [1] * 15, 96)]
+    found = [
+        made_for(
+            lambda counts=counts, width=width: attend(  # type: ignore[misc]
+                shape, dtype, counts=counts, num_blocks=width, window=None
+            )
+        )
+        for counts, width in steps
+    ]
+    assert {one[:2] == found[0][:2] for one in found} == {True}
+    assert len({one[2] for one in found if len(one) > 2}) == 1
 
 
 def test_no_kernel_is_left_out() -> None:
