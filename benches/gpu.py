@@ -28,7 +28,7 @@ from benches.device import checks, limits, subjects
 from benches.device.peer import Peer
 from benches.device.products import Products
 from benches.device.subjects import BLOCK_TOKENS, Floor
-from benches.device.trial import AS_IT_COMES, DRY, REAL, Allowance, Trial, Way
+from benches.device.trial import AS_IT_COMES, DRY, LEAST_S, REAL, Allowance, Trial, Way
 from benches.harness import Bench, GateFailed, Settings, Subject
 from benches.peers.folders import write_folder
 from benches.record import Accelerator, slug
@@ -124,6 +124,9 @@ def run(trial: Trial, settings: Settings, gate: str, within_s: float, *, has_pee
             folder = Path(place) / model
             if model == "dry":
                 folder = bundled.path()
+            elif allowance.left_s < LEAST_S:
+                print(f"left out, {allowance.left_s:.0f} s are left: all about {model}", file=sys.stderr)
+                continue
             else:
                 write_folder(SHAPES / f"{model}.json", folder, device=trial.device)
             measured = Measured(trial, settings, machine, model, folder, gate, accelerator, allowance)
