@@ -28,10 +28,8 @@ from octavo.models.model import Model
 
 ROOT = Path(__file__).parents[2]
 SUITES = (
-    (
-        "every Triton kernel against its oracle",
-        "tests/kernels/triton_cases.py -n 8",
-    ),  # most of it is compiling
+    # most of the first is compiling
+    ("every Triton kernel against its oracle", "tests/kernels/triton_cases.py -n 8"),
     ("the references on the device", "tests/kernels/test_cuda.py"),
     ("the library's products on the device", "tests/kernels/test_library.py"),
     ("draws on the device", "tests/decode/test_device.py"),

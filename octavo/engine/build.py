@@ -22,6 +22,7 @@ from octavo.exec import graphs
 from octavo.exec.graphs import Graphs
 from octavo.exec.place import on
 from octavo.exec.runner import Runner
+from octavo.exec.warm import warm
 from octavo.kv.pool import KvPool
 from octavo.models.loader import load
 from octavo.models.model import Model
@@ -109,11 +110,19 @@ def _built(
     _give_back()
     limits = replace(limits, fingerprint=model.fingerprint)
     memory = memoryview(bytearray(config.runtime.recorder_bytes) if trail is None else trail)
+    runner = Runner(model, kv, forward=_recorded(model, kv, resolved))
+    if device.type == "cuda":
+        warm(
+            runner,
+            max_num_seqs=limits.max_num_seqs,
+            max_num_batched_tokens=limits.max_num_batched_tokens,
+            max_model_len=resolved.max_model_len,
+        )
     ring = recorder.ring(memory, limits, batch_invariant=config.runtime.batch_invariant)
     scheduler = recorder.RecordedScheduler(limits, ring, trail_key or secrets.token_bytes(16))
     engine = Engine(
         scheduler,
-        Runner(model, kv, forward=_recorded(model, kv, resolved)),
+        runner,
         tokenizer,
         vocab_size=arch.vocab_size,
         clock=time.monotonic,

@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from octavo.exec import warm
 from octavo.kernels.kv_store.fp8 import Fp8Blocks
 from octavo.kernels.linear import FORMATS, Codes
 from tests.kernels.decoded import decoded, fp8_memory, left_of
@@ -250,6 +251,23 @@ def test_a_segment_depends_on_the_weight_alone() -> None:
         assert segment * (-(-num_in // segment) - 1) < num_in
     assert segment_of(28672, 4096) == 4096
     assert segment_of(4096, 4096) < 4096
+
+
+def test_steps_before_the_first_request_start_every_kernel() -> None:
+    """Every tile of a product, and every number of counts that attention reads."""
+    weight = to(seeded(64, 1024, seed=1, dtype=DTYPES[0]))
+    for packed in (
+        kernels("linear").pack(weight),
+        kernels("linear").pack_codes(coded("int8", weight), None, DTYPES[0]),
+        kernels("linear").pack(to(seeded(40_000, 64, seed=1, dtype=DTYPES[0]))),
+    ):
+        every, few = range(1, 5000), kernels("linear").FEW_ROWS
+        by_number = [{(packed.tile(n), n > few) for n in some} for some in (every, warm.ROWS, warm.SEQUENCES)]
+        assert by_number[0] == by_number[1] == by_number[2]
+    attention = kernels("attention")
+    read = [{attention.counts_read(n) for n in some} for some in (warm.SEQUENCES, range(1, 4097))]
+    assert read[0] == read[1]
+    assert warm.BEFORE == attention.PART
 
 
 HEADS = [(6, 2, 16, 8), (4, 4, 32, 16), (5, 1, 64, 3)]
