@@ -122,10 +122,10 @@ def test_old_rotary_buffers_are_passed_over(tmp_path: Path) -> None:
 def test_decisions_name_every_op(tmp_path: Path) -> None:
     write_model(tmp_path)
     decisions = load(tmp_path).decisions
-    assert [op for op, _, _ in decisions] == [
+    assert [one.op for one in decisions] == [
         "embed", "rms_norm", "add_rms_norm", "tables", "rotate_and_write", "paged_attention", "silu_mul", "linear",
     ]  # fmt: skip
-    assert all(impl for _, impl, _ in decisions)
+    assert all(one.impl and one.is_batch_invariant for one in decisions)
 
 
 # Refusals
