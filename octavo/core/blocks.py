@@ -9,8 +9,8 @@ references = 0 scratch     unpublished; reused first, last in first out
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import pairwise, takewhile
 
 from octavo.core.evict import EvictionOrder, LeastRecent
 from octavo.errors import Bug
@@ -22,21 +22,21 @@ class BlockPool:
     """Reference counts over block ids 1 .. num_blocks - 1.
 
     order     of eviction; None means the least recently used first
-    on_evict  called with a published block just before it is handed out for something else; the block is
-              no longer published then
+    on_evict  called with published blocks, in the order of their eviction, just before they are handed out for
+              something else; they are no longer published then
 
     Not safe for use by several threads.
     """
 
     def __init__(
-        self, num_blocks: int, on_evict: Callable[[int], None], order: EvictionOrder | None = None
+        self, num_blocks: int, on_evict: Callable[[list[int]], None], order: EvictionOrder | None = None
     ) -> None:
         self.num_blocks = num_blocks
         self.references = [0] * num_blocks
         self.generations = [0] * num_blocks
         self.scratch = list(range(num_blocks - 1, 0, -1))
         self.idle: EvictionOrder = LeastRecent() if order is None else order
-        self.deferred: OrderedDict[int, int] = OrderedDict()
+        self.deferred: dict[int, int] = {}
         self.copying: dict[int, int] = {}
         self._anchors: dict[int, int] = {}
         self._on_evict = on_evict
@@ -80,63 +80,67 @@ class BlockPool:
         taken = scratch[first:]
         taken.reverse()
         del scratch[first:]
+        if num_clean < count:
+            taken += self._evict(count - num_clean)
         for block in taken:
             references[block] = 1
             generations[block] += 1
-        for _ in range(count - num_clean):
-            block = self.idle.pop()
-            del self._anchors[block]
-            self._on_evict(block)
-            references[block] = 1
-            generations[block] += 1
-            taken.append(block)
         return taken
 
     def drop_idle(self) -> int:
         """Evict every idle block. Returns how many there were."""
-        count = len(self.idle)
-        for _ in range(count):
-            block = self.idle.pop()
+        evicted = self._evict(len(self.idle))
+        self.scratch += evicted
+        return len(evicted)
+
+    def _evict(self, count: int) -> list[int]:
+        evicted = self.idle.take(count)
+        for block in evicted:
             del self._anchors[block]
-            self._on_evict(block)
-            self.scratch.append(block)
-        return count
+        self._on_evict(evicted)
+        return evicted
 
     def share(self, block: int) -> None:
         """Add a reference to a block that is in use, idle or published and deferred."""
-        while block != NULL_BLOCK:
-            self.references[block] += 1
-            if self.references[block] > 1:
-                return
-            if block in self.deferred:
-                del self.deferred[block]
-            else:
-                self.idle.remove(block)
-            block = self._anchors[block]
+        self.share_all((block,))
+
+    def share_all(self, blocks: Sequence[int]) -> None:
+        """Add a reference to each of these blocks."""
+        references, anchors, woken = self.references, self._anchors, list[int]()
+        for block in blocks:
+            while block != NULL_BLOCK:
+                references[block] += 1
+                if references[block] > 1:
+                    break
+                woken.append(block)
+                block = anchors[block]
+        if not woken:
+            return
+        if self.deferred:
+            idle = [block for block in woken if self.deferred.pop(block, None) is None]
+            self.idle.remove_all(idle)
+        else:
+            self.idle.remove_all(woken)
 
     def give_back(self, block: int) -> None:
         """Drop a reference. The last one frees the block: at once, or after the steps in flight."""
-        while block != NULL_BLOCK:
-            if self.references[block] < 1:
-                raise Bug(f"I2: block {block} was given back more often than it was taken")
-            self.references[block] -= 1
-            if self.references[block]:
-                return
-            self._free_in_time(block)
-            block = self.anchor(block)
+        self.give_back_all((block,))
 
-    def give_back_all(self, blocks: list[int]) -> None:
+    def give_back_all(self, blocks: Sequence[int]) -> None:
         """Drop one reference of each, last first, so that the deepest of a chain is evicted first."""
-        references, anchors, until = self.references, self._anchors, self._defer_until
+        references, anchors, freed = self.references, self._anchors, list[int]()
         for block in reversed(blocks):
-            if references[block] == 1 and block not in anchors and block != NULL_BLOCK:
-                references[block] = 0  # the usual case, without calls
-                if until is None:
-                    self.scratch.append(block)
-                else:
-                    self.deferred[block] = until
-            elif block != NULL_BLOCK:
-                self.give_back(block)
+            while block != NULL_BLOCK:
+                left = references[block] - 1
+                if left < 0:
+                    raise Bug(f"I2: block {block} was given back more often than it was taken")
+                references[block] = left
+                if left:
+                    break
+                freed.append(block)
+                block = anchors.get(block, NULL_BLOCK)
+        if freed:
+            self._free_in_time(freed)
 
     def publish(self, block: int, anchor: int = NULL_BLOCK) -> None:
         """Keep the contents of `block` from now on, even when nobody refers to it, until it is evicted.
@@ -148,6 +152,16 @@ class BlockPool:
             raise Bug(f"I11: block {block} is published while it is null, free or already published")
         self._anchors[block] = anchor
         self.share(anchor)
+
+    def publish_chain(self, blocks: Sequence[int], anchor: int) -> None:
+        """Publish blocks, each of which continues the one before it, the first of them `anchor`."""
+        references, anchors = self.references, self._anchors
+        self.publish(blocks[0], anchor)
+        for before, block in pairwise(blocks):
+            if block == NULL_BLOCK or not references[block] or block in anchors:
+                raise Bug(f"I11: block {block} is published while it is null, free or already published")
+            anchors[block] = before
+            references[before] += 1
 
     def hand_over(self, old: int, new: int, children: list[int]) -> None:
         """Let `new`, in use and unpublished, stand for the prefix that `old` stood for; `old` is freed.
@@ -165,10 +179,10 @@ class BlockPool:
         if self.references[old]:
             raise Bug(f"I2: block {old} is handed over while {self.references[old]} others use it")
         if was_in_use:
-            self._free_in_time(old)
+            self._free_in_time([old])
             return
         if old in self.idle:
-            self.idle.remove(old)
+            self.idle.remove_all((old,))
             self.scratch.append(old)
         self.share(anchor)
 
@@ -191,34 +205,28 @@ class BlockPool:
 
     def settle(self, step_number: int) -> None:
         """That step, and all before it, have been committed: free what waited for them."""
-        deferred, anchors = self.deferred, self._anchors
-        if deferred and next(reversed(deferred.values())) <= step_number:  # the usual case: all of them
-            for block in deferred:
-                if block in anchors:
-                    self.idle.add(block)
-                else:
-                    self.scratch.append(block)
-            deferred.clear()
+        deferred = self.deferred
+        if not deferred:
             return
-        while deferred:
-            block, until = deferred.popitem(last=False)
-            if until > step_number:
-                deferred[block] = until
-                deferred.move_to_end(block, last=False)
-                return
-            if block in anchors:
-                self.idle.add(block)
-            else:
-                self.scratch.append(block)
+        if next(reversed(deferred.values())) <= step_number:  # the usual case: all of them
+            freed = list(deferred)
+            deferred.clear()
+        else:
+            freed = list(takewhile(lambda block: deferred[block] <= step_number, deferred))
+            for block in freed:
+                del deferred[block]
+        self._free(freed)
 
-    def _free_in_time(self, block: int) -> None:
+    def _free_in_time(self, blocks: list[int]) -> None:
         if self._defer_until is not None:
-            self.deferred[block] = self._defer_until
+            self.deferred.update(dict.fromkeys(blocks, self._defer_until))
         else:
-            self._free(block)
+            self._free(blocks)
 
-    def _free(self, block: int) -> None:
-        if block in self._anchors:
-            self.idle.add(block)
-        else:
-            self.scratch.append(block)
+    def _free(self, blocks: list[int]) -> None:
+        anchors = self._anchors
+        published = [block for block in blocks if block in anchors]
+        if len(published) < len(blocks):
+            self.scratch += [block for block in blocks if block not in anchors]
+        if published:
+            self.idle.add_all(published)

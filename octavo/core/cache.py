@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from octavo.core.blocks import NULL_BLOCK, BlockPool
 from octavo.core.evict import FairShare
-from octavo.core.keys import PUBLIC, Lineage, seed_key
+from octavo.core.keys import PUBLIC, Chain, Lineage, seed_key
 from octavo.core.prefix import Node, PrefixTree
 from octavo.core.sequence import CacheReport, Sequence
 
@@ -91,32 +91,31 @@ class PrefixCache:
         self.step_number = 0
         self.node_of: dict[int, Node[int]] = {}
         self.pinned: dict[int, int] = {}
-        self.computing: dict[bytes, list[int]] = {}
+        self.computing: dict[bytes, tuple[int, ...]] = {}
         self.enabled = enabled
         self.max_pinned_blocks = max_pinned_blocks
         self._block_tokens = block_tokens
         self._window_tokens = window_tokens
+        self.has_window = window_tokens is not None
         self._fingerprint = fingerprint
         self.pins: dict[tuple[bytes, tuple[int, ...]], list[int]] = {}
         self.ghosts: OrderedDict[bytes, int] = OrderedDict()
         self._max_ghosts = 4 * num_blocks
-
-    @property
-    def has_window(self) -> bool:
-        return self._window_tokens is not None
 
     def lineage(self, namespace: bytes, num_public_tokens: int = 0) -> Lineage:
         """Who may find the blocks of a prompt: everybody those that lie in its first `num_public_tokens`."""
         seed = seed_key(self._fingerprint, namespace)
         return Lineage(seed, self._public_seed, num_public_tokens // self._block_tokens)
 
-    def extend_keys(
-        self, lineage: Lineage, tokens: list[int] | tuple[int, ...], keys: list[bytes], count: int
-    ) -> None:
-        """Append to `keys` until it holds the keys of the first `count` full blocks of `tokens`."""
-        size = self._block_tokens
-        for index in range(len(keys), count):
-            keys.append(lineage.key(index, keys, tokens[index * size : (index + 1) * size]))
+    def extend_chain(self, sequence: Sequence, count: int) -> None:
+        """Let `sequence` know the keys of its first `count` full blocks."""
+        if len(sequence.chain.keys) < count:
+            sequence.lineage.extend(sequence.chain, sequence.tokens, self._block_tokens, count)
+
+    def _chain(self, lineage: Lineage, tokens: tuple[int, ...]) -> Chain:
+        chain = Chain()
+        lineage.extend(chain, tokens, self._block_tokens, len(tokens) // self._block_tokens)
+        return chain
 
     def _realm_of(self, block: int) -> bytes:
         return self.node_of[block].realm
@@ -131,8 +130,8 @@ class PrefixCache:
             return Hit((), None, None, CacheReport(0, 0, WANTS_EMBEDDING))
         size = self._block_tokens
         limit = len(sequence.tokens) - 1
-        self.extend_keys(sequence.lineage, sequence.tokens, sequence.keys, len(sequence.tokens) // size)
-        path = self._walk(sequence.lineage, sequence.tokens, sequence.keys, limit // size)
+        self.extend_chain(sequence, len(sequence.tokens) // size)
+        path = self.tree.path(sequence.lineage.realm(0), sequence.chain)[: limit // size]
         count = self._usable(path)
         node = path[count - 1] if count else self.tree.root(sequence.lineage.realm(0))
         partial = None
@@ -149,19 +148,6 @@ class PrefixCache:
         blocks = self._reach(path[:count], count * size)
         return Hit(blocks, node if count else None, partial, CacheReport(count, num_partial, why))
 
-    def _walk(
-        self, lineage: Lineage, tokens: list[int] | tuple[int, ...], keys: list[bytes], max_blocks: int
-    ) -> list[Node[int]]:
-        size = self._block_tokens
-        node = self.tree.root(lineage.realm(0))
-        path: list[Node[int]] = []
-        while node is not None and len(path) < max_blocks:
-            index = len(path)
-            node = self.tree.child(node, keys[index], tokens[index * size : (index + 1) * size])
-            if node is not None:
-                path.append(node)
-        return path
-
     def _usable(self, path: list[Node[int]]) -> int:
         """How many leading blocks of `path` make a hit: the window before its end must be resident."""
         if self._window_tokens is None:
@@ -177,10 +163,8 @@ class PrefixCache:
     def _reach(self, path: list[Node[int]], end: int) -> tuple[int, ...]:
         """Table entries for `path`, null for blocks that position `end` and later ones never see."""
         passed = self.num_passed_blocks(end)
-        return tuple(
-            NULL_BLOCK if index < passed or node.payload is None else node.payload
-            for index, node in enumerate(path)
-        )
+        reached = [NULL_BLOCK if node.payload is None else node.payload for node in path[passed:]]
+        return (*[NULL_BLOCK] * min(passed, len(path)), *reached)
 
     def num_passed_blocks(self, settled: int) -> int:
         """Leading blocks that no position from `settled` on can see."""
@@ -207,20 +191,18 @@ class PrefixCache:
         count = sequence.num_computed // size
         if not self.enabled or count <= sequence.num_published:
             return
-        self.extend_keys(sequence.lineage, sequence.tokens, sequence.keys, count)
-        node = sequence.node
+        self.extend_chain(sequence, count)
+        node, chain = sequence.node, sequence.chain
         if node is None or not node.is_linked:
             node = self.tree.open_root(sequence.lineage.realm(0))
         for index in range(node.depth, count):
-            key, tokens = sequence.keys[index], tuple(sequence.tokens[index * size : (index + 1) * size])
-            child = self.tree.child(node, key, tokens) or self.tree.add(
-                node, key, tokens, None, sequence.lineage.realm(index)
-            )
+            child = self.tree.child(node, chain.keys[index], chain.blocks[index])
             if child is None:
+                node = self._grow(node, sequence, count)
                 break
             block = sequence.table[index]
             if child.payload is None and block != NULL_BLOCK:
-                self._attach(child, block)
+                self._attach([child], [block])
             elif child.payload != block:
                 self._take_over(child, block)
             node = child
@@ -229,14 +211,36 @@ class PrefixCache:
         sequence.num_published = count
         self._computed(sequence, count)
 
-    def _attach(self, node: Node[int], block: int) -> None:
-        anchor = NULL_BLOCK
-        if self._window_tokens is None and node.parent is not None and node.parent.payload is not None:
-            anchor = node.parent.payload
-        self.pool.publish(block, anchor)
-        node.payload = block
-        self.node_of[block] = node
-        self.ghosts.pop(node.key, None)
+    def _grow(self, node: Node[int], sequence: Sequence, count: int) -> Node[int]:
+        """Add nodes for all blocks of `sequence` from that after `node` to the first `count`. Returns the last."""
+        lineage = sequence.lineage
+        while (first := node.depth) < count:
+            end = lineage.realm_end(first, count)
+            blocks = sequence.table[first:end]
+            added = self.tree.add_chain(node, sequence.chain[first:end], lineage.realm(first))
+            if added:
+                self._attach(added, blocks[: len(added)])
+                node = added[-1]
+            if len(added) < len(blocks):
+                break
+        return node
+
+    def _attach(self, nodes: list[Node[int]], blocks: list[int]) -> None:
+        """Publish blocks, one for each of these nodes, each the parent of the next; null blocks leave holes."""
+        if self._window_tokens is None:
+            parent = nodes[0].parent
+            anchor = NULL_BLOCK if parent is None or parent.payload is None else parent.payload
+            self.pool.publish_chain(blocks, anchor)
+        else:
+            for block in blocks:
+                if block != NULL_BLOCK:
+                    self.pool.publish(block)
+        for node, block in zip(nodes, blocks, strict=True):
+            if block != NULL_BLOCK:
+                node.payload = block
+                self.node_of[block] = node
+                if node.key in self.ghosts:
+                    del self.ghosts[node.key]
 
     def install(self, tokens: tuple[int, ...], namespace: bytes = b"") -> int:
         """Count the full blocks of `tokens` as cached, their contents having come from elsewhere. Returns how many are.
@@ -245,12 +249,11 @@ class PrefixCache:
         """
         if not self.enabled:
             return 0
-        lineage, keys, held = self.lineage(namespace), list[bytes](), list[int]()
-        self.extend_keys(lineage, tokens, keys, len(tokens) // self._block_tokens)
+        lineage, held = self.lineage(namespace), list[int]()
+        chain = self._chain(lineage, tokens)
         node = self.tree.open_root(lineage.realm(0))
-        for index, key in enumerate(keys):
-            block_tokens = tokens[index * self._block_tokens : (index + 1) * self._block_tokens]
-            child = self.tree.child(node, key, block_tokens) or self.tree.add(node, key, block_tokens, None)
+        for key, packed in zip(chain.keys, chain.blocks, strict=True):
+            child = self.tree.child(node, key, packed) or self.tree.add(node, key, packed, None)
             if child is None:
                 break
             if child.payload is None:
@@ -258,7 +261,7 @@ class PrefixCache:
                 if taken is None:
                     self.tree.prune(child)
                     break
-                self._attach(child, taken[0])
+                self._attach([child], taken)
                 held += taken
             else:
                 self.pool.share(child.payload)
@@ -289,13 +292,13 @@ class PrefixCache:
                 self._take_over(node, sequence.table[node.depth - 1])
             node = node.parent
 
-    def _evicted(self, block: int) -> None:
-        node = self.node_of.pop(block)
-        self.tree.clear(node)
-        self.counters.evictions += 1
-        self.ghosts[node.key] = self.step_number
-        self.ghosts.move_to_end(node.key)
-        if len(self.ghosts) > self._max_ghosts:
+    def _evicted(self, blocks: list[int]) -> None:
+        for block in blocks:
+            node = self.node_of.pop(block)
+            self.tree.clear(node)
+            self.ghosts[node.key] = self.step_number  # at the end: what is cached has no ghost
+        self.counters.evictions += len(blocks)
+        while len(self.ghosts) > self._max_ghosts:
             self.ghosts.popitem(last=False)
 
     def announce(self, sequence: Sequence) -> None:
@@ -303,9 +306,13 @@ class PrefixCache:
         if not self.enabled:
             return
         first, last = sequence.num_published, len(sequence.tokens) // self._block_tokens
-        self.extend_keys(sequence.lineage, sequence.tokens, sequence.keys, last)
-        for key in sequence.keys[first:last]:
-            self.computing.setdefault(key, []).append(sequence.request.priority)
+        self.extend_chain(sequence, last)
+        keys, own = sequence.keys[first:last], (sequence.request.priority,)
+        if self.computing.keys().isdisjoint(keys):
+            self.computing.update(dict.fromkeys(keys, own))
+        else:
+            for key in keys:
+                self.computing[key] = self.computing.get(key, ()) + own
         sequence.computing = (first, last)
 
     def is_under_way(self, key: bytes, priority: int) -> bool:
@@ -318,11 +325,14 @@ class PrefixCache:
 
     def _computed(self, sequence: Sequence, count: int) -> None:
         first, last = sequence.computing
+        if first >= min(count, last):
+            return
         for key in sequence.keys[first : min(count, last)]:
-            self.computing[key].remove(sequence.request.priority)
-            if not self.computing[key]:
-                del self.computing[key]
-        sequence.computing = (max(first, min(count, last)), last)
+            priorities = list(self.computing.pop(key))
+            if len(priorities) > 1:
+                priorities.remove(sequence.request.priority)
+                self.computing[key] = tuple(priorities)
+        sequence.computing = (min(count, last), last)
 
     def pin(self, tokens: tuple[int, ...], namespace: bytes) -> int:
         """Keep the resident full blocks of `tokens` from eviction, up to the cap. Returns how many are kept.
@@ -332,11 +342,9 @@ class PrefixCache:
         self.unpin(tokens, namespace)
         if not self.enabled:
             return 0
-        lineage, keys = self.lineage(namespace), list[bytes]()
-        count = len(tokens) // self._block_tokens
-        self.extend_keys(lineage, tokens, keys, count)
+        lineage = self.lineage(namespace)
         kept: list[int] = []
-        for node in self._walk(lineage, tokens, keys, count):
+        for node in self.tree.path(lineage.realm(0), self._chain(lineage, tokens)):
             block = node.payload
             if block is None:
                 continue

@@ -86,16 +86,20 @@ class Turns:
 
     def __len__(self) -> int:
         """Requests that wait here."""
-        return sum(self._num_waiting.values())
+        return sum(self._num_waiting.values()) if self._num_waiting else 0
 
     @property
     def num_sequences(self) -> int:
+        if not self._in_line:
+            return 0
         lines = (line for client in self._in_line.values() for line in client.lines.values())
         return sum(len(group.members) for line in lines for group in line)
 
     @property
     def best_priority(self) -> int | None:
         """Of those that wait and may have a turn; None when nobody does."""
+        if not self._in_line:
+            return None
         return min((priority for _, priority in self._eligible()), default=None)
 
     @property
@@ -196,6 +200,8 @@ class Turns:
 
         Of those who tie, and whoever has been lifted does, it is who has been served less lately; then who came first.
         """
+        if not self._in_line:
+            return None
         eligible = self._eligible()
         best = min((priority for _, priority in eligible), default=None)
         if best is None:

@@ -119,7 +119,7 @@ def _check_tree(cache: PrefixCache, block_tokens: int) -> None:
         _require(len(node.tokens) == block_tokens, f"I9: a published block holds {len(node.tokens)} tokens")
         origin = parent.key if node.realm == parent.realm else border_key(parent.key, node.realm)
         _require(node.key == block_key(origin, node.tokens), "I9: a key does not name its tokens")
-        _require(parent.is_linked and node in parent.branches[node.tokens[0]], "I5: a node hangs loose")
+        _require(parent.is_linked and node in parent.starting(node.packed[:4]), "I5: a node hangs loose")
         block = node.payload
         if block is None:
             _require(cache.has_window, "I23: a prefix lost its beginning")

@@ -18,7 +18,7 @@ import enum
 import hashlib
 import struct
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 MAX_TOKEN = 2**32 - 1
 PUBLIC = b"public"
@@ -53,6 +53,34 @@ def block_key(parent: bytes, tokens: Sequence[int], extras: Iterable[tuple[Extra
 
 
 @dataclass(frozen=True, slots=True)
+class Chain:
+    """The full blocks of a sequence from the first one on: their keys, and their tokens as little-endian u32."""
+
+    keys: list[bytes] = field(default_factory=list)
+    blocks: list[bytes] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __getitem__(self, part: slice) -> Chain:
+        return Chain(self.keys[part], self.blocks[part])
+
+    def extend(self, parent: bytes, tokens: Sequence[int], block_tokens: int) -> None:
+        """Add the full blocks of `tokens`, with `block_key` of each, the first after the prefix named `parent`."""
+        packed = pack(tokens)
+        start = struct.pack("<I", block_tokens)
+        for first in range(0, len(packed) - 4 * block_tokens + 1, 4 * block_tokens):
+            block = packed[first : first + 4 * block_tokens]
+            parent = hashlib.sha256(b"kvb1" + parent + start + block).digest()
+            self.keys.append(parent)
+            self.blocks.append(block)
+
+
+def pack(tokens: Sequence[int]) -> bytes:
+    return struct.pack(f"<{len(tokens)}I", *tokens)
+
+
+@dataclass(frozen=True, slots=True)
 class Lineage:
     """Who may find the blocks of one chain: everybody the first `num_public`, holders of its namespace the others.
 
@@ -68,12 +96,18 @@ class Lineage:
         """The seed of those who may find block `index`."""
         return self.public_seed if index < self.num_public else self.seed
 
-    def key(self, index: int, keys: Sequence[bytes], tokens: Sequence[int]) -> bytes:
-        """Key of block `index` with these tokens, after blocks with these keys."""
-        parent = keys[index - 1] if index else self.realm(0)
-        if index and index == self.num_public:
-            parent = border_key(parent, self.seed)
-        return block_key(parent, tokens)
+    def realm_end(self, index: int, count: int) -> int:
+        """Where the blocks from `index` on that have one realm end, of `count`."""
+        return min(count, self.num_public) if index < self.num_public else count
+
+    def extend(self, chain: Chain, tokens: Sequence[int], block_tokens: int, count: int) -> None:
+        """Add to `chain` until it holds the first `count` full blocks of `tokens`."""
+        while (index := len(chain)) < count:
+            parent = chain.keys[-1] if index else self.realm(0)
+            if index and index == self.num_public:
+                parent = border_key(parent, self.seed)
+            end = self.realm_end(index, count)
+            chain.extend(parent, tokens[index * block_tokens : end * block_tokens], block_tokens)
 
 
 def border_key(parent: bytes, seed: bytes) -> bytes:

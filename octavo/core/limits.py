@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from array import array
 from dataclasses import dataclass
+from operator import countOf
 
 from octavo.core.keys import MAX_TOKEN
 from octavo.core.sequence import Request
@@ -154,7 +155,7 @@ def _check_tokens(prompt: tuple[int, ...]) -> None:
         raise RequestError("the prompt is empty; it must hold at least one token", param="prompt")
     try:
         array("I", prompt)  # 32 bits without a sign: from 0 to MAX_TOKEN
-        if list(map(type, prompt)).count(int) == len(prompt):
+        if countOf(map(type, prompt), int) == len(prompt):
             return  # the usual case, without a loop
     except (OverflowError, TypeError):
         pass

@@ -11,7 +11,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from octavo.core.keys import PUBLIC, Lineage, seed_key
+from octavo.core.keys import PUBLIC, Chain, Lineage, seed_key
 from octavo.core.prefix import Node, PrefixTree
 
 BLOCK_TOKENS = 64
@@ -84,8 +84,10 @@ class Router:
         """
         own, public = seed_key(b"", namespace), seed_key(b"", PUBLIC)
         lineage = Lineage(own, public, num_public_tokens // BLOCK_TOKENS)
-        keys = self._keys(tokens, lineage)
-        matched = self._matched(tokens, lineage.realm(0), keys)
+        chain = Chain()
+        lineage.extend(chain, tokens, BLOCK_TOKENS, len(tokens) // BLOCK_TOKENS)
+        path = self._tree.path(lineage.realm(0), chain)
+        matched = _matched(path)
         best: Load | None = None
         cheapest = 0.0
         for load in loads:
@@ -95,7 +97,7 @@ class Router:
         if best is None:
             raise ValueError("there is no replica to choose from")
         num_matched = matched.get(best.replica, 0)
-        self._note(tokens, lineage.realm(0), keys, best.replica)
+        self._note(lineage.realm(0), chain, path, best.replica)
         because = f"{num_matched} of {len(tokens)} prompt tokens were sent there before" if num_matched else (
             f"{best.num_running} requests run there and {best.pending_tokens} prompt tokens wait"
         )  # fmt: skip
@@ -111,49 +113,33 @@ class Router:
                     del self._recent[key]
                     self._tree.clear(node)
 
-    def _keys(self, tokens: Sequence[int], lineage: Lineage) -> list[bytes]:
-        keys: list[bytes] = []
-        for index in range(len(tokens) // BLOCK_TOKENS):
-            block = tokens[index * BLOCK_TOKENS : (index + 1) * BLOCK_TOKENS]
-            keys.append(lineage.key(index, keys, block))
-        return keys
-
-    def _matched(self, tokens: Sequence[int], seed: bytes, keys: Sequence[bytes]) -> dict[int, int]:
-        """Replica to the prompt tokens it was sent before, as far as they reach without a gap."""
-        matched: dict[int, int] = {}
-        node = self._tree.root(seed)
-        still = -1
-        for index, key in enumerate(keys):
-            if node is None or not still:
-                break
-            node = self._tree.child(node, key, tokens[index * BLOCK_TOKENS : (index + 1) * BLOCK_TOKENS])
-            if node is None:
-                break
-            still &= node.payload or 0
-            for replica in _bits(still):
-                matched[replica] = (index + 1) * BLOCK_TOKENS
-        return matched
-
-    def _note(self, tokens: Sequence[int], seed: bytes, keys: Sequence[bytes], replica: int) -> None:
-        if not keys:
+    def _note(self, seed: bytes, chain: Chain, path: list[Node[int]], replica: int) -> None:
+        if not chain:
             return
-        node = self._tree.open_root(seed)
-        path: list[Node[int]] = []
-        for index, key in enumerate(keys):
-            block = tokens[index * BLOCK_TOKENS : (index + 1) * BLOCK_TOKENS]
-            child = self._tree.child(node, key, block) or self._tree.add(node, key, block, None)
-            if child is None:  # another prefix has taken the key
-                break
-            child.payload = (child.payload or 0) | 1 << replica
-            path.append(child)
-            node = child
-        self._tree.prune(node)
+        last = path[-1] if path else self._tree.open_root(seed)
+        path = path + self._tree.add_chain(last, chain[len(path) :])
+        self._tree.prune(last)
+        for node in path:
+            node.payload = (node.payload or 0) | 1 << replica
         for one in reversed(path):  # the beginning of a prompt is the last of it to be forgotten
             self._recent[one.key] = one
             self._recent.move_to_end(one.key)
         while len(self._recent) > self._max_blocks:
             _, oldest = self._recent.popitem(last=False)
             self._tree.clear(oldest)
+
+
+def _matched(path: Iterable[Node[int]]) -> dict[int, int]:
+    """Replica to the prompt tokens it was sent before, as far as they reach without a gap."""
+    matched: dict[int, int] = {}
+    still = -1
+    for index, node in enumerate(path):
+        still &= node.payload or 0
+        if not still:
+            break
+        for replica in _bits(still):
+            matched[replica] = (index + 1) * BLOCK_TOKENS
+    return matched
 
 
 def _bits(mask: int) -> Iterable[int]:

@@ -219,7 +219,7 @@ class Scheduler:
             Flight(step, tuple((generations[c.source], generations[c.target]) for c in copies))
         )
         self.cache.pool.defer_until(step.number)
-        self.cache.counters.computed_tokens += step.num_tokens
+        self.cache.counters.computed_tokens += draft.num_tokens
         return step
 
     @property
@@ -232,13 +232,13 @@ class Scheduler:
         return self._planner.refused(draft, decodes)
 
     def jump(self, step: Step) -> None:
-        """Its turns have been skipped: `step` is under way in place of the one that was, and is the last planned."""
+        """Its turns have been skipped: `step`, of decodes, is under way, and is the last planned."""
         num_skipped = step.number + 1 - self._next_step
         self._next_step = step.number + 1
         self.flights[0] = Flight(step, ())
         self.cache.step_number = step.number
         self.cache.pool.defer_until(step.number)
-        self.cache.counters.computed_tokens += num_skipped * step.num_tokens
+        self.cache.counters.computed_tokens += num_skipped * len(step.slices)
 
     def commit(self, step: Step, result: StepResult, now_s: float) -> list[Event]:
         """Take in what the oldest step in flight has produced."""

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from octavo.core.keys import Lineage
+from octavo.core.keys import Chain, Lineage
 from octavo.core.prefix import Node
 from octavo.errors import RequestError
 
@@ -325,7 +325,7 @@ class Sequence:
     table              block ids by position; the null block where a sliding window has passed
     num_reported       table entries the worker has been told of
     pending            tokens that the steps in flight will append
-    keys               keys of its full blocks, as far as anybody asked
+    chain              its full blocks with their keys, as far as anybody asked
     node               where its published prefix ends in the prefix tree
     computing          index range of blocks that others may wait for, because this sequence computes them
     """
@@ -354,11 +354,16 @@ class Sequence:
     num_reported: int = 0
     pending: int = 0
     num_passed_blocks: int = 0
-    keys: list[bytes] = field(default_factory=list)
+    chain: Chain = field(default_factory=Chain)
     node: Node[int] | None = None
     num_published: int = 0
     computing: tuple[int, int] = (0, 0)
     awaits_key: bytes | None = None
+
+    @property
+    def keys(self) -> list[bytes]:
+        """Of its full blocks, as far as anybody asked."""
+        return self.chain.keys
 
     @property
     def num_prompt_tokens(self) -> int:

@@ -67,7 +67,7 @@ def measure(scheduler: Scheduler, awaited: Step) -> Stretch | None:
     """
     roster, cache = scheduler.roster, scheduler.cache
     slices = awaited.slices
-    if len(slices) != len(roster.resident) or awaited.num_tokens != len(slices) or not slices:
+    if len(slices) != len(roster.resident) or not slices:
         return None
     if roster.resident[0].request.priority != roster.resident[-1].request.priority:
         return None
@@ -98,7 +98,7 @@ def _decodes(sequence: Sequence, piece: Slice) -> bool:
     return (
         piece.seq_id == sequence.seq_id
         and piece.epoch == sequence.epoch
-        and piece.samples == 1
+        and piece.num_tokens == piece.samples == 1
         and sequence.pending == 1
         and sequence.num_planned == len(sequence.tokens)
         and sequence.state is State.RUNNING
@@ -139,6 +139,9 @@ def _blocked(scheduler: Scheduler, sequences: Ordered[Sequence]) -> tuple[Sequen
     roster, cache = scheduler.roster, scheduler.cache
     if roster.turns.has_rivals or cache.computing or cache.pool.deferred:
         return None
+    first = roster.head
+    if first is not None and first.wait_reason is None and roster.seats_missing(first) <= 0:
+        return None  # the next turn asks whether it may begin, and it may well
     draft = Draft(cache, scheduler.limits.max_num_batched_tokens)
     head, reason = scheduler.refused(draft, sequences)
     if head is None or reason is None or sequences[-1].request.priority > head.request.priority:
@@ -212,54 +215,91 @@ def _charge_client(client: Client, costs: list[float], ends_s: Ordered[float]) -
 
 
 def _move_blocks(scheduler: Scheduler, awaited: Step, stretch: Stretch, count: int) -> list[tuple[int, int]]:
-    """Take and publish blocks turn by turn; only turns in which there is something to do are looked at."""
-    size, number = scheduler.limits.block_tokens, awaited.number
-    cache, tables, pool = scheduler.cache, scheduler.tables, scheduler.cache.pool
-    usable = scheduler.limits.num_blocks - 1
-    lengths = {sequence.seq_id: len(sequence.tokens) - count for sequence in stretch.sequences}
+    """Take and publish blocks, turn by turn until nothing waits to be freed, and from there on all in one go."""
+    size = scheduler.limits.block_tokens
+    firsts = {sequence.seq_id: len(sequence.tokens) - count - 1 for sequence in stretch.sequences}
     due: dict[int, list[Sequence]] = {}
     for sequence in stretch.sequences:
-        due.setdefault(-lengths[sequence.seq_id] % size, []).append(sequence)
-    residues = sorted(due)
-    used = [(1, usable - pool.num_available)]
-    if not cache.enabled and not pool.deferred:
-        return used + _take_blocks(scheduler, due, count)
-    turn, base, place = 0, 0, 0
-    while True:
-        while base + residues[place] + 1 <= turn:
-            place += 1
-            if place == len(residues):
-                place, base = 0, base + size
-        border = base + residues[place] + 1
-        turn = turn + 1 if turn == 0 or pool.deferred else border
-        if turn > count:
-            return used
-        members = due[residues[place]] if turn == border else ()
-        cache.step_number = number + turn
-        for sequence in members:
-            sequence.num_planned = lengths[sequence.seq_id] + turn - 1
-            tables.extend(sequence, sequence.num_planned + 1)
-        used.append((turn, usable - pool.num_available))
-        pool.defer_until(number + turn)
-        pool.settle(number + turn - 1)
-        for sequence in members:
-            sequence.num_computed = lengths[sequence.seq_id] + turn - 1
-            cache.publish(sequence)
-        used.append((turn + 1, usable - pool.num_available))
+        due.setdefault((-firsts[sequence.seq_id] - 1) % size + 1, []).append(sequence)
+    borders = sorted((turn, first) for first in due for turn in range(first, count + 1, size))
+    turns = [(turn, due[first]) for turn, first in borders]
+    used = [(1, scheduler.num_used_blocks)]
+    turn, place = 0, 0
+    while turn < count and scheduler.cache.pool.deferred:
+        turn += 1
+        members = turns[place][1] if place < len(turns) and turns[place][0] == turn else []
+        place += bool(members)
+        used += _play_blocks(scheduler, awaited.number, turn, members, firsts)
+    rest = turns[place:]
+    if _grow_alone(scheduler, rest):
+        return used + _take_blocks(scheduler, awaited.number, rest)
+    for turn, members in rest:
+        used += _play_blocks(scheduler, awaited.number, turn, members, firsts)
+    return used
 
 
-def _take_blocks(scheduler: Scheduler, due: dict[int, list[Sequence]], count: int) -> list[tuple[int, int]]:
-    """The same where nothing is published and nothing waits to be freed: all that is taken is taken in one go."""
-    size, pool = scheduler.limits.block_tokens, scheduler.cache.pool
-    used = scheduler.num_used_blocks
-    turns = sorted((turn, rest) for rest in due for turn in range(rest + 1, count + 1, size))
-    taken = pool.take(sum(len(due[rest]) for _, rest in turns))
-    if taken is None:
-        raise Bug("I7: a stretch needs more blocks than were predicted to be there")
+def _grow_alone(scheduler: Scheduler, turns: list[tuple[int, list[Sequence]]]) -> bool:
+    """Whether all that is to be published continues blocks of its own that nothing else continues, as nothing did that
+    has been evicted: when it is published makes no difference then.
+    """
+    cache, size = scheduler.cache, scheduler.limits.block_tokens
+    if not cache.enabled:
+        return True
+    for sequence in _all_of(turns):
+        node, count = sequence.node, (len(sequence.tokens) - 1) // size
+        if node is None or not node.is_linked or node.num_children or not node.depth:
+            return False
+        if node.payload != sequence.table[node.depth - 1] or node.depth != sequence.num_published:
+            return False
+        cache.extend_chain(sequence, count)
+        if not cache.ghosts.keys().isdisjoint(sequence.keys[node.depth : count]):
+            return False
+    return True
+
+
+def _all_of(turns: list[tuple[int, list[Sequence]]]) -> list[Sequence]:
+    """Those who come to a border in any of these turns."""
+    return list({one.seq_id: one for _, members in turns for one in members}.values())
+
+
+def _play_blocks(
+    scheduler: Scheduler, number: int, turn: int, members: list[Sequence], firsts: dict[int, int]
+) -> list[tuple[int, int]]:
+    """One turn, counted from the step of that number: these sequences come to a block's border."""
+    cache, pool = scheduler.cache, scheduler.cache.pool
+    cache.step_number = number + turn
+    for sequence in members:
+        sequence.num_planned = firsts[sequence.seq_id] + turn
+        scheduler.tables.extend(sequence, sequence.num_planned + 1)
+    used = [(turn, scheduler.num_used_blocks)]
+    pool.defer_until(number + turn)
+    pool.settle(number + turn - 1)
+    for sequence in members:
+        sequence.num_computed = firsts[sequence.seq_id] + turn
+        cache.publish(sequence)
+    return [*used, (turn + 1, scheduler.num_used_blocks)]
+
+
+def _take_blocks(
+    scheduler: Scheduler, number: int, turns: list[tuple[int, list[Sequence]]]
+) -> list[tuple[int, int]]:
+    """All that is left to be taken, evicting in the order of turns, and then published."""
+    cache, pool, used = scheduler.cache, scheduler.cache.pool, scheduler.num_used_blocks
+    taken = pool.take(min(sum(len(members) for _, members in turns), len(pool.scratch)))
+    assert taken is not None, "scratch blocks are available"
     levels, first = list[tuple[int, int]](), 0
-    for turn, rest in turns:
-        for sequence in due[rest]:
+    for turn, members in turns:
+        cache.step_number = number + turn
+        more = pool.take(max(first + len(members) - len(taken), 0))
+        if more is None:
+            raise Bug("I7: a stretch needs more blocks than were predicted to be there")
+        taken += more
+        for sequence in members:
             sequence.table.append(taken[first])
             first += 1
         levels.append((turn, used + first))
+    if cache.enabled:
+        for sequence in _all_of(turns):
+            sequence.num_computed = len(sequence.tokens) - 1
+            cache.publish(sequence)
     return levels

@@ -78,14 +78,13 @@ class Tables:
         count = self.blocks_for(len(sequence.tokens) + 1) - len(hit.blocks)
         if self.span_blocks is not None:
             count = min(count, max(0, self.span_blocks - len(resident)))
-        return count + sum(1 for block in resident if block in self.pool.idle)
+        return count + self.pool.idle.num_listed(resident)
 
     def adopt(self, sequence: Sequence, hit: Hit, *, with_partial: bool) -> Extension:
         """Start an empty table from a hit. Hits are shared before anything is taken from the pool."""
         if sequence.table:
             raise Bug(f"sequence {sequence.seq_id} takes over a hit while it has a table")
-        for block in hit.blocks:
-            self.pool.share(block)
+        self.pool.share_all(hit.blocks)
         sequence.table.extend(hit.blocks)
         sequence.num_passed_blocks = self.cache.num_passed_blocks(len(hit.blocks) * self.block_tokens)
         sequence.node = hit.node
@@ -157,11 +156,10 @@ class Tables:
         """Let `child` share everything its parent has settled; whoever writes first copies the shared tail."""
         count = self.blocks_for(parent.num_computed)
         child.table = parent.table[:count]
-        for block in child.table:
-            self.pool.share(block)
+        self.pool.share_all(child.table)
         child.num_computed = child.num_planned = parent.num_computed
         child.num_passed_blocks = parent.num_passed_blocks
-        child.keys = parent.keys[: parent.num_computed // self.block_tokens]
+        child.chain = parent.chain[: parent.num_computed // self.block_tokens]
         child.node = parent.node
         child.num_published = parent.num_published
 

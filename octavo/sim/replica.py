@@ -317,6 +317,8 @@ class Replica(TurnTaker[None]):
             served.last_ns = ends_ns[-1]
 
     def _take_commands(self) -> None:
+        if not self.inbox and not self._landing:
+            return
         commands, self.inbox = self.inbox, []
         now_s = self.now_ns / NS_PER_S
         for command in commands:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import chain
 from typing import Protocol, TypeVar
 
@@ -22,6 +23,13 @@ NUM_TOKEN_IDS = 2**32 - 2**24
 Kind = TypeVar("Kind")
 Piece = tuple[int, int]
 """(first token id, how many): a run of consecutive ids."""
+
+
+@lru_cache(maxsize=256)
+def spelled(piece: Piece) -> tuple[int, ...]:
+    """Its ids, the same objects each time."""
+    first, count = piece
+    return tuple(range(first, first + count))
 
 
 class TokenSpace:
@@ -78,11 +86,9 @@ class Job:
         return self.output[1]
 
     def tokens(self) -> tuple[int, ...]:
-        """The prompt, spelled out."""
-        if len(self.prompt) == 1:
-            first, count = self.prompt[0]
-            return tuple(range(first, first + count))
-        return tuple(chain.from_iterable(range(first, first + count) for first, count in self.prompt))
+        """The prompt, spelled out. All but its last piece may be in others, too."""
+        *shared, (first, count) = self.prompt
+        return (*chain.from_iterable(spelled(piece) for piece in shared), *range(first, first + count))
 
 
 class Workload(Protocol):

@@ -21,7 +21,7 @@ from octavo.errors import Bug
 
 def pool_of(num_blocks: int) -> tuple[BlockPool, list[int]]:
     evicted: list[int] = []
-    return BlockPool(num_blocks, evicted.append), evicted
+    return BlockPool(num_blocks, evicted.extend), evicted
 
 
 def test_a_fresh_pool_hands_out_ids_from_one_and_never_the_null_block():
@@ -207,7 +207,7 @@ class PoolMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.evicted: list[int] = []
-        self.pool = BlockPool(9, self.evicted.append)
+        self.pool = BlockPool(9, self.evicted.extend)
         self.held: list[list[int]] = []
         self.handed_out: dict[int, int] = {}
         self.step = 0
@@ -227,8 +227,7 @@ class PoolMachine(RuleBasedStateMachine):
 
     @rule(target=tables, table=tables)
     def share(self, table):
-        for block in table:
-            self.pool.share(block)
+        self.pool.share_all(table)
         self.held.append(list(table))
         return list(table)
 
@@ -239,6 +238,12 @@ class PoolMachine(RuleBasedStateMachine):
             if not self.pool.is_published(block):
                 self.pool.publish(block, anchor)
             anchor = block
+
+    @rule(table=tables)
+    def publish_at_once(self, table):
+        if not any(self.pool.is_published(block) for block in table):
+            self.pool.publish_chain(table, 0)
+            assert [self.pool.anchor(block) for block in table] == [0, *table[:-1]]
 
     @rule(table=consumes(tables))
     def give_back(self, table):

@@ -50,21 +50,21 @@ def circulate_null(world):
 
 def key_on_scratch(world):
     block = next(iter(world.pool.idle))
-    world.pool.idle.remove(block)
+    world.pool.idle.remove_all([block])
     world.pool.scratch.append(block)
 
 
 def idle_without_key(world):
     listed = LeastRecent()
     for block in [*world.pool.idle, world.pool.scratch.pop()]:
-        listed.add(block)
+        listed.add_all([block])
     world.pool.idle = listed
 
 
 def prefix_before_its_end(world):
     block = next(iter(world.pool.idle))
-    world.pool.idle.remove(block)
-    world.pool.idle.add(block)
+    world.pool.idle.remove_all([block])
+    world.pool.idle.add_all([block])
 
 
 def forget_node(world):
@@ -73,12 +73,12 @@ def forget_node(world):
 
 def false_key(world):
     node = world.scheduler.cache.node_of[next(iter(world.pool.idle))]
-    node.tokens = (9, 9, 9, 9)
+    node.packed = bytes([9, 0, 0, 0]) * 4
 
 
 def partial_block(world):
     node = world.scheduler.cache.node_of[next(iter(world.pool.idle))]
-    node.tokens = node.tokens[:3]
+    node.packed = node.packed[:12]
 
 
 def lose_the_beginning(world):
@@ -219,6 +219,6 @@ def test_what_is_left_when_everybody_has_gone_is_found():
     world = World(limits())
     world.submit(request("a", range(9), max_tokens=1))
     world.drain()
-    world.scheduler.cache.computing[b"key"] = [0]
+    world.scheduler.cache.computing[b"key"] = (0,)
     with pytest.raises(Bug, match="I6: prefixes are announced"):
         world.scheduler.check()

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from octavo.core.keys import MAX_TOKEN, Extra, block_key, seed_key
+from octavo.core.keys import MAX_TOKEN, Chain, Extra, Lineage, block_key, seed_key
 
 SEED = seed_key(b"weights", b"tenant")
 
@@ -81,3 +81,24 @@ def test_different_fields_give_different_keys(a, b):
 
     same = a[:3] == b[:3] and sorted(a[3]) == sorted(b[3])
     assert (key(a) == key(b)) == same
+
+
+@given(
+    st.lists(st.integers(0, MAX_TOKEN), max_size=23),
+    st.integers(0, 6),
+    st.lists(st.integers(0, 5), max_size=4),
+)
+def test_a_chain_has_the_documented_keys_however_it_is_extended(values, num_public, counts):
+    """Each key from the bytes of `keys.py`, the border of a public prefix included; blocks of 4 tokens."""
+    public, own = seed_key(b"w", b"public"), seed_key(b"w", b"tenant")
+    chain, whole = Chain(), len(values) // 4
+    for count in [*sorted(min(count, whole) for count in counts), whole]:
+        Lineage(own, public, num_public).extend(chain, values, 4, count)
+        assert len(chain) == count
+    parent = public if num_public else own
+    for index in range(whole):
+        if index and index == num_public:
+            parent = hashlib.sha256(b"kvr1" + parent + own).digest()
+        packed = b"".join(value.to_bytes(4, "little") for value in values[4 * index : 4 * index + 4])
+        parent = hashlib.sha256(b"kvb1" + parent + b"\x04\0\0\0" + packed).digest()
+        assert (chain.keys[index], chain.blocks[index]) == (parent, packed)

@@ -12,6 +12,10 @@ from octavo.core.prefix import PrefixTree, num_shared
 SEED = seed_key(b"", b"")
 
 
+def packed(tokens):
+    return b"".join(token.to_bytes(4, "little") for token in tokens)
+
+
 def grow(
     tree: PrefixTree[str], blocks: list[tuple[int, ...]], payloads: list[str | None], seed: bytes = SEED
 ):
@@ -19,7 +23,7 @@ def grow(
     node, key, nodes = tree.open_root(seed), seed, []
     for tokens, payload in zip(blocks, payloads, strict=True):
         key = block_key(key, tokens)
-        node = tree.child(node, key, tokens) or tree.add(node, key, tokens, payload)
+        node = tree.child(node, key, packed(tokens)) or tree.add(node, key, packed(tokens), payload)
         nodes.append(node)
     return nodes
 
@@ -29,10 +33,10 @@ def test_a_chain_is_found_by_key_and_tokens():
     first, second = grow(tree, [(1, 2), (3, 4)], ["a", "b"])
     root = tree.root(SEED)
     assert root is not None
-    assert tree.child(root, first.key, (1, 2)) is first
-    assert tree.child(first, second.key, [3, 4]) is second
+    assert tree.child(root, first.key, packed((1, 2))) is first
+    assert tree.child(first, second.key, packed([3, 4])) is second
     assert (first.depth, second.depth, len(tree)) == (1, 2, 3)
-    assert tree.child(root, second.key, (3, 4)) is None, "right key, wrong place"
+    assert tree.child(root, second.key, packed((3, 4))) is None, "right key, wrong place"
     assert tree.root(seed_key(b"", b"other")) is None
 
 
@@ -40,9 +44,9 @@ def test_a_key_is_trusted_only_when_the_tokens_agree():
     tree: PrefixTree[str] = PrefixTree()
     root = tree.open_root(SEED)
     forged = block_key(SEED, (1, 2))
-    tree.add(root, forged, (8, 8), "foreign")
-    assert tree.child(root, forged, (1, 2)) is None
-    assert tree.add(root, forged, (1, 2), "mine") is None, "the key is taken: do not publish"
+    tree.add(root, forged, packed((8, 8)), "foreign")
+    assert tree.child(root, forged, packed((1, 2))) is None
+    assert tree.add(root, forged, packed((1, 2)), "mine") is None, "the key is taken: do not publish"
 
 
 def test_leaves_go_alone_and_take_empty_ancestors_with_them():
@@ -116,7 +120,7 @@ class TreeMachine(RuleBasedStateMachine):
             if node is None:
                 return None
             key = block_key(key, tokens)
-            node = self.tree.child(node, key, tokens)
+            node = self.tree.child(node, key, packed(tokens))
         return node
 
     @rule(seed=seeds, blocks=chain)
@@ -124,7 +128,9 @@ class TreeMachine(RuleBasedStateMachine):
         node, key = self.tree.open_root(seed), seed
         for index, tokens in enumerate(blocks):
             key = block_key(key, tokens)
-            child = self.tree.child(node, key, tokens) or self.tree.add(node, key, tokens, None)
+            child = self.tree.child(node, key, packed(tokens)) or self.tree.add(
+                node, key, packed(tokens), None
+            )
             assert child is not None
             if child.payload is None:
                 child.payload = self.reference[(seed, *blocks[: index + 1])] = self.next_payload

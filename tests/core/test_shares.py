@@ -51,16 +51,16 @@ def test_one_realm_is_least_recently_used_first(seed):
         if outside and rng.random() < 0.6:
             block = rng.choice(sorted(outside))
             outside.remove(block)
-            fair.add(block)
-            plain.add(block)
+            fair.add_all([block])
+            plain.add_all([block])
         elif len(plain):
             if rng.random() < 0.5:
                 block = rng.choice(list(plain))
-                fair.remove(block)
-                plain.remove(block)
+                fair.remove_all([block])
+                plain.remove_all([block])
             else:
-                block = plain.pop()
-                assert fair.pop() == block
+                (block,) = plain.take(1)
+                assert fair.take(1) == [block]
             outside.add(block)
         assert list(fair) == list(plain)
         assert len(fair) == len(plain)
@@ -77,19 +77,50 @@ def test_nobody_below_an_equal_share_gives_way_to_one_above(seed):
         if outside and (rng.random() < 0.55 or not len(order)):
             block = rng.choice(sorted(outside))
             outside.remove(block)
-            order.add(block)
+            order.add_all([block])
             continue
         listed = list(order)
         counts = {name: sum(owner[one] == name for one in listed) for name in (b"a", b"b", b"c")}
         present = [count for count in counts.values() if count]
         front = owner[listed[0]]
-        gone = order.pop()
+        (gone,) = order.take(1)
         if front == b"shared" or counts[front] * len(present) > sum(present) or len(set(present)) == 1:
             assert gone == listed[0]
         else:
             assert counts[owner[gone]] == max(present)
             assert gone == next(one for one in listed if owner[one] == owner[gone])
         outside.add(gone)
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_several_at_once_are_one_after_another(seed):
+    """With one owner for a while, with several, and with blocks that are nobody's."""
+    rng = random.Random(seed)
+    owner = {block: rng.choice([b"a", b"b", b"c", b"shared"]) if block > 25 else b"a" for block in range(60)}
+    single, several = (FairShare(owner.__getitem__, 8, shared=b"shared") for _ in range(2))
+    outside = set(owner)
+    for turn in range(300):
+        known = sorted(block for block in outside if block <= 25 or turn > 60)
+        listed = list(single)
+        if known and rng.random() < 0.5:
+            blocks = rng.sample(known, rng.randint(1, min(6, len(known))))
+            several.add_all(blocks)
+            for block in blocks:
+                single.add_all([block])
+            outside -= set(blocks)
+        elif listed and rng.random() < 0.5:
+            blocks = rng.sample(listed, rng.randint(1, min(4, len(listed))))
+            several.remove_all(blocks)
+            for block in blocks:
+                single.remove_all([block])
+            outside |= set(blocks)
+        elif listed:
+            count = rng.randint(1, len(listed))
+            gone = several.take(count)
+            assert gone == [block for _ in range(count) for block in single.take(1)]
+            outside |= set(gone)
+        assert list(several) == list(single)
+        assert several.num_listed(sorted(owner)) == len(several)
 
 
 def test_everybody_finds_a_public_prefix_and_nothing_after_it():

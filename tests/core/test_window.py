@@ -64,8 +64,8 @@ def evict_prefix(world: World, depths: tuple[int, ...]) -> list:
     nodes = [node for node in world.scheduler.cache.tree.nodes() if node.depth in depths]
     first = [node.payload for node in nodes]
     for block in [block for block in pool.idle if block not in first]:
-        pool.idle.remove(block)
-        pool.idle.add(block)
+        pool.idle.remove_all([block])
+        pool.idle.add_all([block])
     pool.give_back_all(pool.take(len(pool.scratch) + len(first)))
     assert all(node.payload is None for node in nodes)
     world.scheduler.check()

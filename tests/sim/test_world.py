@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -217,6 +218,24 @@ def test_front_and_reply_times_are_the_clients_alone() -> None:
     for one, other in zip(lines(plain), lines(slow), strict=True):
         assert other.ttft_s == pytest.approx(one.ttft_s + 0.375, abs=0.05)
         assert other.tpot_s == pytest.approx(one.tpot_s, rel=0.2)
+
+
+def test_no_request_is_left_to_the_garbage_collector() -> None:
+    """`simulate` switches it off meanwhile: what a world lets go must not refer to itself."""
+    shared = replace(MIX, prefixes=Prefixes(number=2, tokens=100, share=0.8))
+    gc.collect()
+    gc.set_debug(gc.DEBUG_SAVEALL)
+    try:
+        outcome = simulate(Deployment(limits=TIGHT, timing=timing()), opened(20, 200, shared))
+        gc.collect()
+        found = [type(one).__name__ for one in gc.garbage]
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+    assert gc.isenabled()
+    assert sum(counters["evictions"] for counters in outcome.counters) > 150
+    assert found.count("Node") <= 150, "those of the pool at the end, which go with their world"
+    assert not {"Sequence", "Request", "Group", "Served"} & set(found)
 
 
 @pytest.mark.parametrize(
