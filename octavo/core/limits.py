@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from array import array
 from dataclasses import dataclass
-from operator import countOf
 
 from octavo.core.keys import MAX_TOKEN
 from octavo.core.sequence import Request
@@ -155,7 +154,7 @@ def _check_tokens(prompt: tuple[int, ...]) -> None:
         raise RequestError("the prompt is empty; it must hold at least one token", param="prompt")
     try:
         array("I", prompt)  # 32 bits without a sign: from 0 to MAX_TOKEN
-        if countOf(map(type, prompt), int) == len(prompt):
+        if type(sum(prompt)) is int:  # a number of another kind makes the sum one of its kind
             return  # the usual case, without a loop
     except (OverflowError, TypeError):
         pass

@@ -10,20 +10,21 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from octavo.core.keys import PUBLIC, Chain, Lineage, seed_key
 from octavo.core.prefix import Node, PrefixTree
 
 BLOCK_TOKENS = 64
 """Coarser than an engine's blocks: a prompt of 100,000 tokens takes 1,563 digests."""
+PUBLIC_SEED = seed_key(b"", PUBLIC)
 MAX_BLOCKS = 2**16
 """Nodes remembered: 4 million prompt tokens."""
 RUNNING_TOKENS = 32
 """What a sequence that runs is taken to cost a newcomer: it shares every step of the newcomer's prefill."""
 
 
-@dataclass(frozen=True, slots=True)
-class Load:
+class Load(NamedTuple):
     """What a replica has to do.
 
     pending_tokens  prompt tokens sent to it whose request has no output yet, those taken to be cached left out
@@ -82,8 +83,7 @@ class Router:
 
         num_public_tokens  of the prompt's beginning, which all namespaces share
         """
-        own, public = seed_key(b"", namespace), seed_key(b"", PUBLIC)
-        lineage = Lineage(own, public, num_public_tokens // BLOCK_TOKENS)
+        lineage = Lineage(seed_key(b"", namespace), PUBLIC_SEED, num_public_tokens // BLOCK_TOKENS)
         chain = Chain()
         lineage.extend(chain, tokens, BLOCK_TOKENS, len(tokens) // BLOCK_TOKENS)
         path = self._tree.path(lineage.realm(0), chain)

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from octavo.core.step import Slice, Step
 from octavo.errors import ConfigError
@@ -24,8 +24,7 @@ LONG_CHUNK = 128
 MAX_FIXED_TOKENS = 4096
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Work:
+class Work(NamedTuple):
     """One step in sums over its slices. A slice of one token decodes; a longer one is a chunk of a prompt.
 
     num_decodes     slices of one token
@@ -156,7 +155,7 @@ def stretch_ns(model: TimeModel, work: Work, num_steps: int) -> list[int]:
     found = []
     for place, context in enumerate(contexts, start=1):
         slices = tuple([(start + place, tokens, rows) for start, tokens, rows in work.slices])
-        found.append(step_ns(model, replace(work, decode_context=context, slices=slices)))
+        found.append(step_ns(model, work._replace(decode_context=context, slices=slices)))
     return found
 
 

@@ -606,7 +606,7 @@ MUTANTS = [
         "what follows a public prefix is public too",
         "tenants",
         "keys.py",
-        "        if index and index == self.num_public:\n            parent = border_key(parent, self.seed)\n",
+        "            if index and index == self.num_public:\n                parent = border_key(parent, self.seed)\n",
         "",
     ),
     Mutant(
@@ -627,7 +627,7 @@ MUTANTS = [
         "a public prefix goes before what builds on it",
         "tenants",
         "evict.py",
-        "        if realm != self._shared:\n            own = self._own.setdefault(realm, OrderedDict())",
-        "        if realm is not None:\n            own = self._own.setdefault(realm, OrderedDict())",
+        "            if self._sole is None and realm != self._shared:\n                own = self._own.get(realm)",
+        "            if self._sole is None:\n                own = self._own.get(realm)",
     ),
 ]
