@@ -14,7 +14,7 @@ Source: vLLM 0.19, `DPEngineCoreProc.run_busy_loop`, which runs `execute_dummy_b
 from __future__ import annotations
 
 from bisect import bisect_left
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from octavo.core.step import Step
 from octavo.core.stretch import Stretch
@@ -169,7 +169,7 @@ class Lockstep:
             starts_ns = now_ns + max(one.gap_ns for one in launched)
             mean = sum(one.work.num_tokens for one in launched) / len(self.members)
             self._ends_ns = starts_ns + max(
-                step_ns(self._model, replace(one.work, group_tokens=mean)) for one in launched
+                step_ns(self._model, one.work._replace(group_tokens=mean)) for one in launched
             )
             for member in self.members:
                 member.run(starts_ns, self._ends_ns)

@@ -10,7 +10,7 @@ import enum
 import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Protocol
@@ -280,7 +280,7 @@ class Replica(TurnTaker[None]):
             return None
         work = work_of(awaited, with_slices=self._needs_slices)
         if group_tokens is not None:
-            work = replace(work, group_tokens=group_tokens)
+            work = work._replace(group_tokens=group_tokens)
         return stretch, stretch_ns(self.timing.model, work, min(stretch.num_turns, MAX_TURNS))
 
     def _skip(self, skipping: Skipping) -> None:
