@@ -1,12 +1,13 @@
 """Constants of a time model from how long requests took, where nobody wrote down the steps.
 
 The run is simulated again and again, and the constants moved until the first requests take what they took. What is
-compared are logarithms of ratios, of times to the first token, sorted, and of each request's time per further token,
-with Huber's loss, so that one request that had bad luck does not decide.
+compared are logarithms of ratios, of each request's time to its first token and of its time per further token, with
+Huber's loss, so that one request that had bad luck does not decide.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -14,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from octavo.errors import ConfigError
-from octavo.sim.report import Line, lines
+from octavo.sim.report import lines
 from octavo.sim.timing import Blend, Timing
 from octavo.sim.workload import Workload
 from octavo.sim.world import Deployment, simulate
@@ -26,9 +27,6 @@ FITTED_TOO = ("mixed_s", "mixed_context_s")
 """Where the search begins above 0."""
 HUBER = 0.1
 """Errors above a tenth count linearly."""
-
-NEVER_S = 1e4
-"""For a request that the simulation does not answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,26 +82,16 @@ def fit_to_requests(
 
 def _loss(deployment: Deployment, workload: Workload, took: Sequence[Took], floor_s: float) -> float:
     found = lines(simulate(deployment, workload))[: len(took)]
-    errors = np.abs(np.concatenate((_first_tokens(found, took, floor_s), _further_tokens(found, took))))
-    return float(np.where(errors <= HUBER, errors * errors / 2, HUBER * (errors - HUBER / 2)).mean())
-
-
-def _first_tokens(found: Sequence[Line], took: Sequence[Took], floor_s: float) -> Floats:
-    """Logarithms of simulated over measured, shortest with shortest: which request has to wait for a step that has just
-    begun is chance, how many have to is not."""
-    ours = np.sort([NEVER_S if line.ttft_s is None else line.ttft_s for line in found])
-    theirs = np.sort([one.ttft_s for one in took])
-    return np.log((ours + floor_s) / (theirs + floor_s))
-
-
-def _further_tokens(found: Sequence[Line], took: Sequence[Took]) -> Floats:
-    """The same of the time per token, request by request."""
-    pairs = [
-        (NEVER_S if line.tpot_s is None else line.tpot_s, measured.tpot_s)
-        for line, measured in zip(found, took, strict=True)
-        if measured.tpot_s is not None
-    ]
-    return np.log(np.array([ours / theirs for ours, theirs in pairs]))
+    total, count = 0.0, 0
+    for line, measured in zip(found, took, strict=True):
+        for ours, theirs in ((line.ttft_s, measured.ttft_s), (line.tpot_s, measured.tpot_s)):
+            if theirs is None:
+                continue
+            floor = floor_s if theirs is measured.ttft_s else 0.0
+            error = 5.0 if ours is None else math.log((ours + floor) / (theirs + floor))
+            total += error * error / 2 if abs(error) <= HUBER else HUBER * (abs(error) - HUBER / 2)
+            count += 1
+    return total / count
 
 
 def simplex(

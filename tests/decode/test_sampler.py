@@ -305,7 +305,16 @@ def test_prompt_logprobs():
 # ---- what cannot be drawn
 
 
-@pytest.mark.parametrize("params", [GREEDY, SamplingParams(), SamplingParams(top_p=0.5, logit_bias={1: 2.0})])
+@pytest.mark.parametrize(
+    "params",
+    [
+        GREEDY,
+        SamplingParams(),
+        SamplingParams(top_p=0.5, logit_bias={1: 2.0}),
+        SamplingParams(top_k=1, min_p=0.1),
+        SamplingParams(top_k=2, top_p=0.5),
+    ],
+)
 @pytest.mark.parametrize(
     ("values", "says"),
     [

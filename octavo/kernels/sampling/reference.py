@@ -41,6 +41,8 @@ def problem_of(row: Tensor) -> int:
 
 
 def draw(row: Tensor, temperature: float, top_k: int, top_p: float, min_p: float, key: int) -> int:
+    if math.isnan(float(row.amax())):  # the largest is, when any entry is
+        return NO_TOKEN
     ids, values = select(row / temperature, top_k, top_p, min_p)
     if not ids.numel():
         return NO_TOKEN
