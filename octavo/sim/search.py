@@ -14,7 +14,7 @@ from typing import Any
 
 from octavo.errors import ConfigError
 from octavo.sim.report import Line, Slo, lines, summary
-from octavo.sim.timing import NS_PER_S, TimeModel, Work
+from octavo.sim.timing import NS_PER_S, Work
 from octavo.sim.workload import Job, Workload
 from octavo.sim.world import Deployment, simulate
 
@@ -147,11 +147,10 @@ def ruled_out(deployment: Deployment, workload: Workload, slo: Slo) -> str | Non
 
     Shares of answers are bounded only where all requests are known beforehand, prompts only where none is cached.
     """
-    model = deployment.timing.model
-    if model.needs_slices:
+    if deployment.timing.model.needs_slices:
         return None  # a step's least time is not known by sums alone
     front_s = deployment.timing.host.front_s + deployment.timing.host.reply_s
-    least_s = model.seconds(Work(num_decodes=1, decode_context=1, num_sampled=1))
+    least_s = _least_s(deployment, Work(num_decodes=1, decode_context=1, num_sampled=1))
     if workload.follows:
         return None
     jobs = list(workload.arrivals())
@@ -159,14 +158,21 @@ def ruled_out(deployment: Deployment, workload: Workload, slo: Slo) -> str | Non
     if slo.tpot_s is not None and least_s > slo.tpot_s and several > 1 - slo.quantile:
         return f"a step takes at least {least_s:.4g} s, and the objective is {slo.tpot_s:.4g} s per token"
     if slo.ttft_s is not None and jobs and not workload.shares:
-        alone = [front_s + _prompt_s(model, job, deployment) for job in jobs]
+        alone = [front_s + _prompt_s(job, deployment) for job in jobs]
         share = sum(took <= slo.ttft_s for took in alone) / len(jobs)
         if share < slo.quantile:
             return f"alone, {share:.1%} of prompts are computed within {slo.ttft_s:.4g} s"
-    return _too_much(deployment, jobs, slo, model)
+    return _too_much(deployment, jobs, slo)
 
 
-def _prompt_s(model: TimeModel, job: Job, deployment: Deployment) -> float:
+def _least_s(deployment: Deployment, work: Work) -> float:
+    """Of a step with this work; beside replicas in lock-step that have none."""
+    if deployment.lockstep > 1:
+        work = work._replace(group_tokens=work.num_tokens / deployment.lockstep)
+    return deployment.timing.model.seconds(work)
+
+
+def _prompt_s(job: Job, deployment: Deployment) -> float:
     """A prompt by itself, in as few chunks as may be."""
     most, start, total = deployment.limits.chunk_tokens, 0, 0.0
     while start < job.num_prompt_tokens:
@@ -174,20 +180,21 @@ def _prompt_s(model: TimeModel, job: Job, deployment: Deployment) -> float:
         start += count
         pairs = count * (start - count) + count * (count + 1) // 2
         rows = int(start == job.num_prompt_tokens)
-        total += model.seconds(
+        total += _least_s(
+            deployment,
             Work(num_chunks=1, chunk_tokens=count, chunk_pairs=pairs, chunks=((start - count, count, rows),))
             if count > 1
-            else Work(num_decodes=1, decode_context=start)
+            else Work(num_decodes=1, decode_context=start),
         )
     return total
 
 
-def _too_much(deployment: Deployment, jobs: Sequence[Job], slo: Slo, model: TimeModel) -> str | None:
+def _too_much(deployment: Deployment, jobs: Sequence[Job], slo: Slo) -> str | None:
     """Whether the cheapest of the requests that must be good are more work than there is time for."""
     if slo.e2e_s is None and slo.tpot_s is None:
         return None
     seats = deployment.limits.max_num_seqs
-    full_s = model.seconds(Work(num_decodes=seats, decode_context=seats, num_sampled=seats))
+    full_s = _least_s(deployment, Work(num_decodes=seats, decode_context=seats, num_sampled=seats))
     token_s = full_s / seats
     costs = sorted(token_s * max(job.num_output_tokens - 1, 0) for job in jobs)
     longest = max(job.num_output_tokens for job in jobs)

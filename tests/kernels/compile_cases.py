@@ -254,17 +254,13 @@ def test_steps_of_other_sizes_start_the_same_kernels() -> None:
     assert packed.num_segments > 1
     for rows_of_one_tile in ((1, 16, 33, 64), (65, 128), (129, 160, 1000)):
         found = [
-            made_for(lambda n=n: kernels("linear").linear(empty(n, 1024, dtype=dtype), packed))  # type: ignore[misc]
+            made_for(partial(kernels("linear").linear, empty(n, 1024, dtype=dtype), packed))
             for n in rows_of_one_tile
         ]
         assert found == found[:1] * len(found)
     steps = [([1] * 3, 65), ([1] * 16, 80), ([1] * 7, 64), ([1], 70), ([5, 1, 1], 67), ([7] + [1] * 15, 96)]
     found = [
-        made_for(
-            lambda counts=counts, width=width: attend(  # type: ignore[misc]
-                shape, dtype, counts=counts, num_blocks=width, window=None
-            )
-        )
+        made_for(partial(attend, shape, dtype, counts=counts, num_blocks=width, window=None))
         for counts, width in steps
     ]
     assert {one[:2] == found[0][:2] for one in found} == {True}

@@ -13,7 +13,7 @@ from octavo.errors import ConfigError
 from octavo.sim.lengths import Fixed, Lognormal, Poisson, Uniform
 from octavo.sim.report import Slo, lines, summary
 from octavo.sim.search import Built, Candidate, Choice, found_json, ruled_out, search
-from octavo.sim.timing import Linear, Timing
+from octavo.sim.timing import Blend, Linear, Timing
 from octavo.sim.workload import Maker, Mix, Open
 from octavo.sim.world import Deployment, simulate
 
@@ -82,6 +82,19 @@ def test_what_cannot_be_is_ruled_out_with_a_reason(slo: Slo, rate: float, becaus
     workload = opened(rate, 400)
     assert because in ruled_out(one, workload, slo)
     assert not summary(simulate(one, workload), slo)["goodput"]["is_met"]
+
+
+def test_what_experts_of_an_idle_replica_take_over_is_not_ruled_out() -> None:
+    """Ten tokens take 4 + 10 ms on a replica of its own, and 4 + 5 + 2.5 where an idle one computes its share."""
+    timing = Timing(model=Blend(overhead_s=0.004, token_s=0.001, group_share=0.5))
+    mix = Mix(prompt=Fixed(10), output=Fixed(1))
+    workload = Open(gaps=Poisson(0.1), maker=Maker(mix, 0), num_requests=5)
+    slo = Slo(ttft_s=0.012)
+    one = Deployment(limits=LIMITS, timing=timing, num_replicas=2, lockstep=2)
+    assert ruled_out(one, workload, slo) is None
+    assert summary(simulate(one, workload), slo)["goodput"]["is_met"]
+    assert "of prompts are computed" in ruled_out(replace(one, lockstep=1), workload, slo)
+    assert "of prompts are computed" in ruled_out(one, workload, Slo(ttft_s=0.011))
 
 
 def test_without_an_answer_it_says_what_binds_and_what_would_have_to_give() -> None:
