@@ -30,8 +30,9 @@ from numpy.typing import NDArray
 from benches import harness
 from benches.harness import Bench, Figures, GateFailed
 from benches.planner.rows import SHORTEST, WAVES, Pool, Run, folder, pools, runs
-from octavo.planner.capacity import Steady, Steps, at_once_s, balance, room_for
+from octavo.planner.capacity import Steps, at_once_s, balance, room_for
 from octavo.planner.front_end import FrontEnd
+from octavo.planner.steady import Steady
 
 Floats = NDArray[np.float64]
 

@@ -9,10 +9,10 @@ mean step. Replicas that share the arrivals even them out.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 from octavo.errors import ConfigError
-from octavo.planner.capacity import Load, Steady, Steps
+from octavo.planner.capacity import Load, Steps
+from octavo.planner.steady import Flow, Steady, in_balance
 
 _HALVINGS = 40
 _WIDER = 1.1
@@ -33,15 +33,12 @@ def arriving(steps: Steps, at_once: float, *, num_replicas: float = 1.0) -> Stea
     load, lanes = steps.load, steps.replica.lanes
     sources = num_replicas * lanes
     flow = _flow(load, steps.replica.budget_tokens, at_once / lanes)
-    decoding, begun = flow.decoding, flow.begun
-    plain, mixed = steps.parts(decoding), steps.parts(decoding, flow.fresh)
-    decode_s, mixed_s, share = sum(plain.values()), sum(mixed.values()), flow.mixed_share
-    parts = {name: (1 - share) * plain[name] + share * mixed[name] for name in mixed}
-    step_s = sum(parts.values())
+    decoding, begun, step = flow.decoding, flow.begun, steps.mean(flow)
+    step_s, decode_s = step.mean_s, step.decode_s
     # Who comes finds a step as often as it is long, and others that came in the same one; with several replicas it goes
     # where no prompt is under way, if there is one.
-    in_mixed = share * mixed_s / step_s
-    long_s = in_mixed * mixed_s + (1 - in_mixed) * decode_s
+    in_mixed = flow.mixed_share * step.mixed_s / step_s
+    long_s = in_mixed * step.mixed_s + (1 - in_mixed) * decode_s
     tpot_s = step_s * (1 - (1 - 1 / sources) * _spacing(flow, step_s, decode_s))
     if math.isfinite(sources):
         crowding, variance = _crowding(steps, flow, step_s, decode_s)
@@ -53,40 +50,21 @@ def arriving(steps: Steps, at_once: float, *, num_replicas: float = 1.0) -> Stea
     wait_s = under_way_s / 2 + flow.queue * steps.seconds(decoding, flow.room)
     per_s = begun / step_s
     latency_s = wait_s + own_s + flow.further * tpot_s
-    return Steady(
+    return in_balance(
+        flow,
+        step,
+        lanes=lanes,
         at_once=at_once,
         concurrency=per_s * latency_s * lanes,
-        decoding=decoding * lanes,
-        ttft_s=wait_s + own_s,
         wait_s=wait_s,
+        own_s=own_s,
         tpot_s=tpot_s,
-        decode_s=decode_s,
-        mixed_s=mixed_s,
-        mixed_share=share,
-        busy=flow.busy,
         requests_per_s=per_s * lanes,
-        output_per_s=per_s * lanes * load.output_tokens,
-        prompt_share=share * (mixed_s - decode_s * (flow.further > 0)) / step_s,
-        parts=parts,
+        output_tokens=load.output_tokens,
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Flow:
-    """One lane, in steps; see `capacity`."""
-
-    further: float
-    begun: float
-    decoding: float
-    room: float
-    busy: float
-    mixed_share: float
-    fresh: float
-    queue: float
-    chunks: float
-
-
-def _flow(load: Load, budget: int, in_lane: float) -> _Flow:
+def _flow(load: Load, budget: int, in_lane: float) -> Flow:
     """As many prompts begun in a step as make so many requests at once, half a step under way when each comes."""
     further = max(load.output_tokens - 1, 0.0)
     low, high = 0.0, in_lane
@@ -98,9 +76,16 @@ def _flow(load: Load, budget: int, in_lane: float) -> _Flow:
         else:
             low = begun
     queue, turn, room, busy = _queue(load, budget, low)
-    share = max(1 - math.exp(-low), busy)
-    fresh = min(low * load.fresh_tokens / share, room)
-    return _Flow(further, low, low * further, room, busy, share, fresh, queue, max(1.0, turn))
+    return Flow.of(
+        load.fresh_tokens,
+        further=further,
+        decoding=low * further,
+        room=room,
+        begun=low,
+        busy=busy,
+        queue=queue,
+        chunks=max(1.0, turn),
+    )
 
 
 def _queue(load: Load, budget: int, begun: float) -> tuple[float, float, float, float]:
@@ -117,7 +102,7 @@ def _queue(load: Load, budget: int, begun: float) -> tuple[float, float, float, 
     return turn * busy / 2 / (1 - busy), turn, room, busy
 
 
-def _spacing(flow: _Flow, step_s: float, decode_s: float) -> float:
+def _spacing(flow: Flow, step_s: float, decode_s: float) -> float:
     """By what part a token takes less than the mean step, where arrivals are even.
 
     After one of an even stream the next is a whole gap away, after one of a Poisson stream half a gap less than that:
@@ -131,7 +116,7 @@ def _spacing(flow: _Flow, step_s: float, decode_s: float) -> float:
     return fewer * on_prompts / flow.decoding
 
 
-def _crowding(steps: Steps, flow: _Flow, step_s: float, decode_s: float) -> tuple[float, float]:
+def _crowding(steps: Steps, flow: Flow, step_s: float, decode_s: float) -> tuple[float, float]:
     """By what part a token takes longer than the mean step, and the variance of steps; for Poisson arrivals at one.
 
     A token is seen in a step as often as sequences decode there: by Little's law it takes the mean of their number

@@ -23,6 +23,7 @@ from octavo.planner.kv_layouts import LAYOUTS, KvLayout
 from octavo.planner.links import Link
 from octavo.planner.parallel import ALONE, Parallel
 from octavo.planner.roofline import floor_seconds, step_parts
+from octavo.planner.steady import Flow, MeanStep, Steady, in_balance
 from octavo.planner.step_work import StepCounter, StepWork
 
 TAIL = 2.0
@@ -185,6 +186,9 @@ class Steps:
             found["links"] += one.boundary_s(decodes + fresh)
         return found
 
+    def mean(self, flow: Flow) -> MeanStep:
+        return MeanStep.of(self.parts(flow.decoding), self.parts(flow.decoding, flow.fresh), flow.mixed_share)
+
     def seconds(self, decodes: float, fresh: float = 0.0) -> float:
         return sum(self.parts(decodes, fresh).values())
 
@@ -216,61 +220,6 @@ def _whole_prompt(counter: StepCounter, load: Load, budget: int) -> StepWork:
     return replace(first, **summed)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Steady:
-    """A replica in balance.
-
-    at_once          requests in it as a step finds them; `concurrency` on average over time, which is the same of a
-                     closed loop
-    decoding         of them, past their prompt, as a step finds them
-    ttft_s           from a request's arrival at the scheduler to its first token; no front end
-    wait_s           of that, before its first chunk is begun
-    tpot_s           between tokens of a request, other requests' prompts included
-    decode_s         a step without prompts; `mixed_s` one with, in `mixed_share` of the steps
-    busy             share of the steps' room for prompts that is taken
-    requests_per_s   of the whole replica
-    prompt_share     of the time, spent on prompts
-    parts            seconds of the average step by what it waits for
-    """
-
-    at_once: float
-    concurrency: float
-    decoding: float
-    ttft_s: float
-    wait_s: float
-    tpot_s: float
-    decode_s: float
-    mixed_s: float
-    mixed_share: float
-    busy: float
-    requests_per_s: float
-    output_per_s: float
-    prompt_share: float
-    parts: dict[str, float]
-
-    @property
-    def latency_s(self) -> float:
-        """Of a request; concurrency / requests_per_s, by Little's law."""
-        return self.concurrency / self.requests_per_s
-
-    @property
-    def bound(self) -> str:
-        """What most of the time is spent on: prompts or decoding, and there waiting for what."""
-        what = max(self.parts, key=lambda name: self.parts[name])
-        return f"{'prompts' if self.prompt_share > 0.5 else 'decoding'}, by {_SAYS[what]}"
-
-
-_SAYS = {
-    "host": "the program around the kernels",
-    "launches": "launches of kernels",
-    "weights": "reading weights",
-    "arithmetic": "arithmetic",
-    "activations": "what lies between products",
-    "kv": "reading keys and values",
-    "links": "communication",
-}
-
-
 def steady(replica: Replica, load: Load, concurrency: float, *, crowding: float = 1.0) -> Steady:
     """Of a closed loop: every request that ends is followed by another at once.
 
@@ -285,11 +234,8 @@ def balance(steps: Steps, concurrency: float, *, crowding: float = 1.0) -> Stead
     if not concurrency > 0:
         raise ConfigError(f"concurrency must be above 0, got {concurrency:g}")
     flow = _flow(load, steps.replica.budget_tokens, concurrency / lanes)
-    plain = steps.parts(flow.decoding)
-    mixed = steps.parts(flow.decoding, flow.fresh)
-    decode_s, mixed_s, share = sum(plain.values()), sum(mixed.values()), flow.mixed_share
-    parts = {name: (1 - share) * plain[name] + share * mixed[name] for name in mixed}
-    tpot_s = sum(parts.values())
+    step = steps.mean(flow)
+    tpot_s = step.mean_s
     together = max(1.0, min(1 + crowding * flow.begun, flow.room / load.fresh_tokens, concurrency / lanes))
     own_s = flow.chunks * steps.seconds(flow.decoding, min(load.fresh_tokens * together, flow.room))
     full_s = steps.seconds(flow.decoding, flow.room)
@@ -300,48 +246,21 @@ def balance(steps: Steps, concurrency: float, *, crowding: float = 1.0) -> Stead
         queue_s = max(queue_s, (all_s - window_s) / 2)
     wait_s = queue_s + tpot_s / 2
     requests = concurrency / (wait_s + own_s + flow.further * tpot_s)
-    return Steady(
+    return in_balance(
+        flow,
+        step,
+        lanes=lanes,
         at_once=concurrency,
         concurrency=concurrency,
-        decoding=flow.decoding * lanes,
-        ttft_s=wait_s + own_s,
         wait_s=wait_s,
+        own_s=own_s,
         tpot_s=tpot_s,
-        decode_s=decode_s,
-        mixed_s=mixed_s,
-        mixed_share=share,
-        busy=flow.busy,
         requests_per_s=requests,
-        output_per_s=requests * load.output_tokens,
-        prompt_share=share * (mixed_s - decode_s * (flow.further > 0)) / tpot_s,
-        parts=parts,
+        output_tokens=load.output_tokens,
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Flow:
-    """One lane, in steps instead of seconds.
-
-    further      tokens of a request after its first
-    decoding     sequences past their prompt, as a step finds them
-    room         tokens of prompts that a step has room for; `begun` prompts are begun in it
-    busy         share of the steps' room that prompts take
-    mixed_share  of the steps that have prompts in them, `fresh` tokens each
-    queue        steps that a prompt waits for others'; `chunks` it takes itself
-    """
-
-    further: float
-    decoding: float
-    room: float
-    begun: float
-    busy: float
-    mixed_share: float
-    fresh: float
-    queue: float
-    chunks: float
-
-
-def _flow(load: Load, budget: int, in_lane: float) -> _Flow:
+def _flow(load: Load, budget: int, in_lane: float) -> Flow:
     """Requests end, and others come, step by step however long steps are, so that what a request finds is an average
     over steps.
 
@@ -364,9 +283,16 @@ def _flow(load: Load, budget: int, in_lane: float) -> _Flow:
         if abs(decoding - before) <= _CLOSE * in_lane and queue <= spent:
             break
     begun = in_lane / (queue + chunks + 0.5 + further)
-    share = max(1 - math.exp(-begun), busy)
-    fresh = min(begun * load.fresh_tokens / share, room)
-    return _Flow(further, decoding, room, begun, busy, share, fresh, queue, chunks)
+    return Flow.of(
+        load.fresh_tokens,
+        further=further,
+        decoding=decoding,
+        room=room,
+        begun=begun,
+        busy=busy,
+        queue=queue,
+        chunks=chunks,
+    )
 
 
 def at_once_s(steps: Steps, concurrency: float) -> float:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from octavo.errors import ConfigError
-from octavo.planner.capacity import Load, Steady, Steps
+from octavo.planner.capacity import Load, Steps
+from octavo.planner.steady import Steady
 
 HOUR_S, MILLION = 3600.0, 1e6
 

@@ -8,10 +8,11 @@ from dataclasses import dataclass, replace
 
 from octavo.errors import ConfigError
 from octavo.planner.arrivals import arriving
-from octavo.planner.capacity import Replica, Steady, Steps, balance, room_for
+from octavo.planner.capacity import Replica, Steps, balance, room_for
 from octavo.planner.cost import HOUR_S, MILLION, most_watt_hours_per_million
 from octavo.planner.layouts import Ask, Rejected, label, ladder, replicas
 from octavo.planner.slo import Miss, Slo, misses, tpot_s, ttft_s
+from octavo.planner.steady import Steady
 from octavo.units import format_seconds
 
 _FALSE_POSITIONS, _REFINED = 60, 8

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import NormalDist
 
 from octavo.errors import ConfigError
-from octavo.planner.capacity import Steady
+from octavo.planner.steady import Steady
 from octavo.units import format_seconds
 
 
