@@ -6,7 +6,8 @@ import dataclasses
 
 import pytest
 
-from octavo.config import KNOBS, SECTIONS, EngineConfig, ModelConfig, ServerConfig, nearest
+from octavo.config import KNOBS, SECTIONS, EngineConfig, ModelConfig, ServerConfig
+from octavo.config.knobs import nearest
 from octavo.errors import ConfigError
 
 BY_NAME = {knob.name: knob for knob in KNOBS}

@@ -11,7 +11,8 @@ from typing import Any
 
 from octavo.cli import output, settings
 from octavo.cli.plans.memory import look_ahead
-from octavo.config import KNOBS, SECTIONS, Knob
+from octavo.config import KNOBS, SECTIONS
+from octavo.config.knobs import Knob
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from octavo.cli import env
-from octavo.config import KNOBS, EngineConfig, Knob, ServerConfig, nearest, sections
+from octavo.config import KNOBS, EngineConfig, ServerConfig, sections
+from octavo.config.knobs import Knob, nearest
 from octavo.errors import ConfigError
 
 
